@@ -1,0 +1,220 @@
+"""`MixHandler`, which takes each training batch through a mix, and the methods that mix its input."""
+
+import math
+import random
+from collections.abc import Callable
+from numbers import Real
+from typing import Any
+
+import torch
+from fastai.callback.core import Callback
+from fastai.learner import Learner
+from fastai.torch_core import item_find
+from fastcore.meta import delegates
+from torch import Tensor
+from torch.distributions import Beta
+from torch.utils._pytree import tree_map_only
+
+from .loss import MixUpLoss, is_average, mixed_loss
+from .masks import box_mask, sample_lam
+from .mixing import Mix, sample_partner
+
+
+class MixHandler(Callback):
+    """Mix the samples of each training batch with one another, features and targets alike.
+
+    A method is a `draw`: who is mixed with whom, and how much of itself each sample keeps; the bare handler mixes
+    nothing. After `before_batch` the callback has `mix` (the `Mix` drawn, None where the batch stays as it is), `lam`
+    (the share that each sample keeps, shape (B,)) and `yb1` (the partners' targets, a tuple).
+
+    What becomes of a target is decided by its type. Floating-point targets are averaged. A map over the input's
+    positions gets the mask of the input. Class numbers cannot be averaged: there the losses are combined, by a
+    `MixUpLoss` in the place of `learn.loss_func` while training. Losses other than torch's and fastai's own then get
+    one share for the whole batch, with which the combination is exact whatever they compute.
+    """
+
+    run_valid = False
+    learn: Any
+    mix: Any
+    lam: Any
+    yb1: Any
+
+    def __init__(
+        self,
+        alpha: float = 0.5,  # Shares are drawn from Beta(alpha, alpha), alpha > 0: the larger, the closer to one half
+        *,
+        prob: float = 1.0,  # Share of the batches that are mixed
+        per_sample: bool = True,  # A draw for each sample; False: one share, one box for the batch
+        fold: bool = True,  # Keep max(t, 1 - t) of a draw t, so that the larger share is the sample's own
+        stack_x: bool = False,  # Give the model (x, x[partner], lam), to mix by itself
+        stack_y: bool | None = None,  # True: combine losses; False: average targets; None: by the target's type
+    ):
+        self.alpha = _number("alpha", alpha, lambda a: 0 < a < math.inf, "a finite number above 0")
+        self.prob = _number("prob", prob, lambda p: 0 <= p <= 1, "a share from 0 to 1")
+        self.per_sample, self.fold, self.stack_x, self.stack_y = per_sample, fold, stack_x, stack_y
+        self.distrib = _beta(torch.tensor(self.alpha))
+        self.mix = self.lam = self.yb1 = None
+        self.one_lam = False  # whether the loss is given one share for the batch
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(alpha={self.alpha}, prob={self.prob})"
+
+    @property
+    def name(self) -> str:
+        """The learner's attribute for this callback: fastai's, but never one that hides a method of `Learner`."""
+        name = super().name
+        return f"{name}_cb" if hasattr(Learner, name) else name
+
+    # What a method is
+
+    def draw(self, x: Tensor) -> Mix | None:
+        """Draw the mix of a batch whose first input is `x`, on its device; None leaves the batch as it is."""
+        return None
+
+    def mix_features(self) -> None:
+        """Blend the inputs; a method that mixes elsewhere overrides this."""
+        self.learn.xb = tree_map_only(Tensor, self.mix.blend, tuple(self.xb))
+
+    def draw_lam(self, x: Tensor) -> Tensor:
+        """Draw each sample's share, shape (B,), from `self.distrib`."""
+        return sample_lam(self.distrib, len(x), self.fold).to(x.device)
+
+    # The flow of a batch
+
+    def before_fit(self) -> None:
+        self.restore()
+        if len(mixers := self.learn._grab_cbs(MixHandler)) > 1:
+            raise ValueError(f"one mixing callback was wanted, {mixers} came: keep one (learn.remove_cb)")
+        if isinstance(self.distrib, Beta):
+            self.distrib = _beta(self.distrib.concentration1.to(next(self.model.parameters()).device))
+
+    def before_train(self) -> None:
+        self.wrap_loss()
+
+    def before_batch(self) -> None:
+        x = item_find(self.xb)
+        mixes = len(x) > 1 and self.prob > 0 and random.random() < self.prob
+        self.mix, self.lam, self.yb1 = self.draw(x) if mixes else None, torch.ones(len(x), device=x.device), None
+        if self.mix is None:
+            return
+        self.learn.yb = tuple(map(self._as_wanted, self.yb))
+        self.one_lam = not self.per_sample or (self.stack_y and not is_average(self.old_lf))
+        if self.one_lam:
+            self.mix = self.mix.shared()
+        self.lam, self.yb1 = self.mix.lam, tuple(y[self.mix.partner] for y in self.yb)
+        self.learn.yb = tuple(y if self.stacks(y) else self.mix.blend(y) for y in self.yb)
+        if self.stack_x:
+            self.learn.xb = (*self.xb, *(x[self.mix.partner] for x in self.xb), self.lam)
+        else:
+            self.mix_features()
+
+    def after_pred(self) -> None:
+        if self.yb1 is not None and self.stack_y:
+            self.wrap_loss()
+            self.learn.loss_func.once = self.lf
+
+    def lf(self, pred: Any, *yb: Any) -> Tensor:
+        """Return the loss of a mixed batch whose class numbers are the samples' own."""
+        yb1 = tuple(y1.as_subclass(type(y)) if self.stacks(y) else y for y, y1 in zip(yb, self.yb1, strict=True))
+        return mixed_loss(self.old_lf, pred, yb, yb1, self.lam[:1] if self.one_lam else self.lam)
+
+    def after_train(self) -> None:
+        self.restore()
+
+    # An exception can pass by after_train: everything that comes after it puts the learner in order as well
+    before_validate = after_epoch = after_fit = after_train
+
+    # Targets and loss
+
+    def stacks(self, y: Tensor) -> bool:
+        """Whether a target is left as it is because the losses are combined instead."""
+        if self._stack_y is not None:
+            return self._stack_y
+        chosen = self.mix is not None and self.mix.mask.dtype == torch.bool and self.mix.covers(y)
+        return not (y.is_floating_point() or chosen)
+
+    @property
+    def stack_y(self) -> bool:
+        """Whether losses are combined for some target of the batch."""
+        return any(map(self.stacks, self.yb))
+
+    @stack_y.setter
+    def stack_y(self, value: bool | None) -> None:
+        self._stack_y = value
+
+    @property
+    def old_lf(self) -> Callable:
+        """The user's loss (fastai's name)."""
+        loss_func = self.learn.loss_func
+        return loss_func.loss_func if isinstance(loss_func, MixUpLoss) else loss_func
+
+    def wrap_loss(self) -> None:
+        """Put a `MixUpLoss` in the place of the user's loss."""
+        self.learn.loss_func = MixUpLoss(self.old_lf)
+
+    def restore(self) -> None:
+        """Undo what training did to the learner."""
+        self.learn.loss_func = self.old_lf
+
+    def _as_wanted(self, y: Tensor) -> Tensor:
+        """A target as the loss wants it: fastai's losses for numbers turn integers into floats."""
+        return y.float() if getattr(self.old_lf, "floatify", False) and not y.is_floating_point() else y
+
+
+@delegates()
+class MixUp(MixHandler):
+    """Average each sample's inputs with its partner's: `lam · x + (1 - lam) · x1`, https://arxiv.org/abs/1710.09412.
+
+    For floating-point inputs (B, ...); with `per_sample=True` each sample has a share of its own. TypeError for
+    integer inputs (codes, tokens, images of bytes), whose averages mean nothing.
+    """
+
+    def __init__(
+        self,
+        alpha: float = 0.4,  # Shares are drawn from Beta(alpha, alpha), alpha > 0: the larger, the closer to one half
+        **kwargs: Any,
+    ):
+        super().__init__(alpha, **kwargs)
+
+    def draw(self, x: Tensor) -> Mix:
+        return Mix(sample_partner(len(x), x.device), self.draw_lam(x))
+
+
+@delegates()
+class CutMix(MixHandler):
+    """Replace one random box of each sample by its partner's, https://arxiv.org/abs/1905.04899.
+
+    For inputs (B, C, *size) of any type with one to three axes of positions: a segment, a rectangle, a cuboid; each
+    sample has a box of its own. `lam` is the share of positions kept, exactly. ValueError for inputs without positions.
+    """
+
+    def __init__(
+        self,
+        alpha: float = 1.0,  # Shares are drawn from Beta(alpha, alpha), alpha > 0: the larger, the closer to one half
+        *,
+        fold: bool = False,  # Keep max(t, 1 - t) of a draw t; the paper keeps t, as boxes differ anyway
+        **kwargs: Any,
+    ):
+        super().__init__(alpha, fold=fold, **kwargs)
+
+    def draw(self, x: Tensor) -> Mix:
+        if x.ndim < 3:
+            raise ValueError(
+                f"CutMix wants inputs (B, C, *size) to cut boxes from, shape {tuple(x.shape)} came: "
+                "MixUp averages such inputs, ManifoldMixup mixes hidden layers"
+            )
+        return Mix(sample_partner(len(x), x.device), box_mask(self.draw_lam(x), x.shape[2:]))
+
+
+def _number(name: str, value: Any, ok: Callable[[float], bool], wanted: str) -> float:
+    message = f"{name} came as {value!r}, {wanted} was wanted"
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise TypeError(message)
+    if not ok(number := float(value)):
+        raise ValueError(message)
+    return number
+
+
+def _beta(alpha: Tensor) -> Beta:
+    # Arguments are checked by the handler: torch's own check would wait for the device
+    return Beta(alpha, alpha, validate_args=False)

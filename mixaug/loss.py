@@ -1,0 +1,149 @@
+"""The loss of a mixed batch: the user's own, for the batch's targets and for their partners', weighed by lam."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from inspect import isfunction
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from fastai.layers import NoneReduce
+from fastai.losses import BaseLoss, LabelSmoothingCrossEntropy
+from fastcore.basics import noop
+from torch import Tensor, nn
+
+
+class MixUpLoss:
+    """The user's loss in every respect, but for the one call after `once` was set, which goes to `once`.
+
+    Attributes are read from and written to the user's loss. A copy or a pickle of it is the user's loss alone, so that
+    a wrapper which an interrupted training left behind does no harm.
+    """
+
+    __slots__ = ("loss_func", "once")
+
+    def __init__(
+        self,
+        loss_func: Callable,  # The user's loss
+    ):
+        self.loss_func, self.once = loss_func, None
+
+    def __call__(self, pred: Any, *yb: Any, **kwargs: Any) -> Tensor:
+        once, self.once = self.once, None
+        return (once or self.loss_func)(pred, *yb, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(object.__getattribute__(self, "loss_func"), name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self.__slots__:
+            object.__setattr__(self, name, value)
+        else:
+            setattr(self.loss_func, name, value)
+
+    def __repr__(self) -> str:
+        return f"MixUpLoss({self.loss_func!r})"
+
+    def __reduce_ex__(self, protocol: Any) -> tuple:
+        return noop, (self.loss_func,)  # noop: a function that is found where mixaug is not installed
+
+
+def mixed_loss(loss_func: Callable, pred: Any, yb: Sequence[Any], yb1: Sequence[Any], lam: Tensor) -> Tensor:
+    """Return lam · L(pred, yb) + (1 - lam) · L(pred, yb1), reduced as the loss L reduces.
+
+    A single `lam` weighs the two values of L, whatever L is. A `lam` of shape (B,) weighs L's unreduced values sample
+    by sample, for which L must be the kind of average that `is_average` knows. Where that average divides by the
+    weights of the targets' classes and leaves an `ignore_index` out (cross-entropy), the weights are mixed like the
+    losses. ValueError where the unreduced values cannot be told apart by sample.
+    """
+    if _all_own(lam):
+        return loss_func(pred, *yb)
+    if lam.numel() == 1:
+        lam = lam.view(())
+        return lam * loss_func(pred, *yb) + (1 - lam) * loss_func(pred, *yb1)
+    own, partners = _unreduced(loss_func, pred, yb), _unreduced(loss_func, pred, yb1)
+    if own.shape != partners.shape or own.numel() == 0 or own.numel() % len(lam):
+        raise ValueError(
+            f"{loss_func} with reduction='none' gave values of shapes {tuple(own.shape)} and {tuple(partners.shape)}, "
+            f"as many for each of {len(lam)} samples were wanted: use per_sample=False"
+        )
+
+    def mix(a: Tensor, b: Tensor) -> Tensor:
+        # Only the order of the samples is safe: flat losses reorder the positions inside a sample.
+        return lam[:, None] * a.reshape(len(lam), -1) + (1 - lam[:, None]) * b.reshape(len(lam), -1)
+
+    values, reduction = mix(own, partners), _option(loss_func, "reduction", "mean")
+    if reduction == "none":
+        return values.view_as(own)
+    if reduction == "sum":
+        return values.sum()
+    if not _weighs_classes(loss_func, yb):
+        return values.mean()
+    weight = mix(_class_weights(loss_func, yb[0]), _class_weights(loss_func, yb1[0])).sum()
+    smooth = _smoothing(loss_func, pred, yb)
+    return values.sum() / weight if smooth is None else smooth.mean() + (values.sum() - smooth.sum()) / weight
+
+
+def is_average(loss_func: Callable) -> bool:
+    """Whether the loss is known to be an average that `mixed_loss` can take apart: torch's own losses and fastai's.
+
+    Anybody else's may be anything (Dice and focal added up, an average over the foreground): there one lam for the
+    batch, which is exact for every loss, has to do.
+    """
+    inner = _inner(loss_func)
+    known = {"torch.nn.modules.loss", "torch.nn.functional", "fastai.losses"}
+    return (
+        (inner is loss_func or isinstance(loss_func, partial) or type(loss_func).__module__ in known)
+        and (inner.__module__ if isfunction(inner) else type(inner).__module__) in known
+        and not isinstance(inner, nn.CTCLoss)  # divides by the lengths of the targets
+        and _option(loss_func, "reduction", "mean") in ("mean", "sum", "none")
+    )
+
+
+def _all_own(lam: Tensor) -> bool:
+    """Whether every sample keeps all of itself, if that can be told without waiting for a device."""
+    return lam.device.type == "cpu" and not torch.compiler.is_compiling() and bool((lam == 1).all())
+
+
+def _unreduced(loss_func: Callable, pred: Any, yb: Sequence[Any]) -> Tensor:
+    with NoneReduce(loss_func) as unreduced:
+        return unreduced(pred, *yb)
+
+
+def _inner(loss_func: Any) -> Any:
+    """The loss that does the work inside fastai's flattening or a partial of a function."""
+    flattens = isinstance(loss_func, BaseLoss)
+    return loss_func.func if flattens or (isinstance(loss_func, partial) and isfunction(loss_func.func)) else loss_func
+
+
+def _option(loss_func: Callable, name: str, default: Any = None) -> Any:
+    """The value of a loss's option, which a module has as an attribute and a partial as a keyword."""
+    return getattr(loss_func, "keywords", {}).get(name, getattr(_inner(loss_func), name, default))
+
+
+def _weighs_classes(loss_func: Callable, yb: Sequence[Any]) -> bool:
+    """Whether the loss divides by the sum of the targets' weights, as torch's do for class numbers."""
+    inner = _inner(loss_func)
+    return not yb[0].is_floating_point() and (
+        isinstance(inner, (nn.CrossEntropyLoss, nn.NLLLoss, LabelSmoothingCrossEntropy))
+        or inner in (F.cross_entropy, F.nll_loss)
+    )
+
+
+def _class_weights(loss_func: Callable, y: Tensor) -> Tensor:
+    """What each target counts for: its class's weight, 0 where it is ignored."""
+    counted = y != _option(loss_func, "ignore_index", -100)
+    weight = _option(loss_func, "weight")
+    return counted.float() if weight is None else weight[torch.where(counted, y, 0).long()] * counted
+
+
+def _smoothing(loss_func: Callable, pred: Any, yb: Sequence[Any]) -> Tensor | None:
+    """The part of fastai's label smoothing that has no target, so that class weights and `ignore_index` pass it by."""
+    if not isinstance(_inner(loss_func), LabelSmoothingCrossEntropy):
+        return None
+    inner = _inner(loss_func)
+    eps, inner.eps = inner.eps, 1
+    try:
+        return eps * _unreduced(loss_func, pred, yb)
+    finally:
+        inner.eps = eps

@@ -1,0 +1,206 @@
+"""The methods that mix behind the input, and which layers of a network may be mixed."""
+
+import random
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+from fastcore.meta import delegates
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from .handlers import MixHandler, MixUp
+from .mixing import Mix
+
+_WEIGHTS = nn.Linear, nn.modules.conv._ConvNd
+_RECURRENT = nn.RNNBase, nn.RNNCellBase
+
+
+def mixable(module: Any) -> Any:
+    """Mark `module` as a layer whose output `ManifoldMixup` may mix, and return it.
+
+    Where some modules of a model are marked, only they are chosen from. `mixable(nn.Identity())` marks any place that
+    a model's `forward` takes its activations through.
+    """
+    module.mixable = True
+    return module
+
+
+def hidden_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Find the layers of `model` that may be mixed, by name.
+
+    Those marked by `mixable`, else the decoder blocks of a U-Net, else the network's blocks (residual blocks, encoder
+    layers, `ConvLayer`, `LinBnDrop`, ...), else its convolutions and linear layers. Never a part of a block, which a
+    residual connection may go around, nothing recurrent, and not the layer whose output is the prediction.
+    """
+    names = {module: name for name, module in model.named_modules()}
+    marked = [m for m in names if getattr(m, "mixable", None) is True]
+    decoder = [m for m in names if type(m).__name__ == "UnetBlock"]
+    return {names[m]: m for m in marked or decoder or _blocks(model)}
+
+
+def _blocks(model: nn.Module) -> list[nn.Module]:
+    last = [m for m in model.modules() if not list(m.children()) and list(m.parameters())][-1:]
+    parts = [m for m in _parts(model, Counter(map(type, model.modules()))) if _computes(m)]
+    head = [m for m in parts if set(last) & set(m.modules())]
+    usable = [m for m in parts if m not in head and not any(isinstance(s, _RECURRENT) for s in m.modules())]
+    # A head may have layers of its own, which come into question where nothing in front of it does
+    return [m for m in usable if list(m.children())] or usable or [m for h in head for m in _blocks(h)]
+
+
+def _parts(module: nn.Module, count: Counter[type]) -> list[nn.Module]:
+    """The modules that follow one another in `module`: its children, and in the place of a stage what it lines up."""
+    return [p for child in module.children() for p in (_parts(child, count) if _is_stage(child, count) else [child])]
+
+
+def _is_stage(module: nn.Module, count: Counter[type]) -> bool:
+    """Whether a module only lines others up: a plain container, or the one module of its class if it holds blocks.
+
+    A class that occurs again is a block, whose parts may run side by side.
+    """
+    if not _is_own(module):
+        return type(module) in (nn.Sequential, nn.ModuleList)
+    return count[type(module)] == 1 and any(
+        _repeats(c) or (_is_own(c) and _is_stage(c, count)) for c in module.children()
+    )
+
+
+def _repeats(module: nn.Module) -> bool:
+    """Whether a plain container holds blocks of one class."""
+    blocks = _parts(module, Counter()) if type(module) in (nn.Sequential, nn.ModuleList) else []
+    kinds = Counter(type(m) for m in blocks if _is_own(m) and _computes(m))
+    return max(kinds.values(), default=0) > 1
+
+
+def _is_own(module: nn.Module) -> bool:
+    """Whether a module made of others has a `forward` of its own."""
+    return bool(list(module.children())) and not isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict))
+
+
+def _computes(module: nn.Module) -> bool:
+    return any(isinstance(m, _WEIGHTS) for m in module.modules())
+
+
+@delegates()
+class ManifoldMixup(MixHandler):
+    """Average each sample with its partner in one random layer of each batch, proceedings.mlr.press/v97/verma19a.
+
+    The layer's output may be a tensor or any nest of tuples, lists and dicts: every floating-point tensor with the
+    batch in front is mixed. `layers` has the layers in question by name (see `hidden_layers`) from `before_fit` on.
+    ValueError in `before_fit` if there are none; RuntimeError if the layer drawn does not run once in a batch.
+    """
+
+    def __init__(
+        self,
+        alpha: float = 0.4,  # Shares are drawn from Beta(alpha, alpha), alpha > 0: the larger, the closer to one half
+        *,
+        modules: Iterable[nn.Module] | None = None,  # Layers to choose from; None: those that `hidden_layers` finds
+        input_mixup: bool = True,  # Choose the input, too, where it is made of floating-point numbers
+        **kwargs: Any,
+    ):
+        super().__init__(alpha, **kwargs)
+        self.input_mixup, self.modules, self.layers = input_mixup, None, {}
+        if modules is not None:
+            self.modules = _modules(modules)
+        self._hooks, self._drawn, self._runs = [], None, 0
+
+    draw = MixUp.draw
+
+    def before_fit(self) -> None:
+        super().before_fit()
+        names = {module: name for name, module in self.model.named_modules()}
+        if foreign := [type(m).__name__ for m in self.modules or () if m not in names]:
+            raise ValueError(f"modules came with {foreign}, which {type(self.model).__name__} does not contain")
+        self.layers = hidden_layers(self.model) if self.modules is None else {names[m]: m for m in self.modules}
+        if not self.layers:
+            raise ValueError(
+                f"no layer of {type(self.model).__name__} was found that may be mixed: name some (modules=[...]) or "
+                "mark them in the model (mixable(layer))"
+            )
+
+    def before_train(self) -> None:
+        super().before_train()
+        self._hooks = [m.register_forward_hook(self._mix_output) for m in self.layers.values()]
+
+    def restore(self) -> None:
+        super().restore()
+        while self._hooks:
+            self._hooks.pop().remove()
+        self._drawn = None
+
+    def mix_features(self) -> None:
+        floats = all(t.is_floating_point() for t in tree_leaves(tuple(self.xb)) if isinstance(t, Tensor))
+        places = [*self.layers, *([None] if self.input_mixup and floats else [])]
+        self._drawn, self._runs = random.choice(places), 0
+        if self._drawn is None:
+            super().mix_features()
+
+    def after_pred(self) -> None:
+        if self._drawn is not None and self._runs != 1:
+            raise RuntimeError(
+                f"the layer {self._drawn!r} was to be mixed, which wants one run in a forward pass, and it ran "
+                f"{self._runs} times: leave it out (modules=[...])"
+            )
+        self._drawn = None
+        super().after_pred()
+
+    def _mix_output(self, module: nn.Module, args: Any, output: Any) -> Any:
+        if self._drawn is None or module is not self.layers[self._drawn]:
+            return None
+        self._runs += 1
+        return blend_all(self.mix, output)
+
+
+@delegates()
+class OutputMixup(MixHandler):
+    """Average each sample's prediction with its partner's, before the loss.
+
+    The last layer's place in ManifoldMixup: it costs least and needs no layer to be chosen; for any input.
+    """
+
+    order = 1  # after RNNCallback, which takes the prediction out of what a text model returns
+
+    def __init__(
+        self,
+        alpha: float = 0.4,  # Shares are drawn from Beta(alpha, alpha), alpha > 0: the larger, the closer to one half
+        **kwargs: Any,
+    ):
+        super().__init__(alpha, **kwargs)
+
+    draw = MixUp.draw
+
+    def mix_features(self) -> None:
+        pass
+
+    def after_pred(self) -> None:
+        if self.mix is not None and not self.stack_x:
+            self.learn.pred = blend_all(self.mix, self.pred)
+        super().after_pred()
+
+
+def blend_all(mix: Mix, tree: Any) -> Any:
+    """Return a nest of tuples, lists and dicts with every floating-point tensor that has the batch in front mixed.
+
+    ValueError if there is none.
+    """
+    n, mixed = len(mix.partner), 0
+
+    def blend(leaf: Any) -> Any:
+        nonlocal mixed
+        if not (isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.ndim and len(leaf) == n):
+            return leaf
+        mixed += 1
+        return mix.blend(leaf)
+
+    result = tree_map(blend, tree)
+    if not mixed:
+        shapes = [tuple(t.shape) for t in tree_leaves(tree) if isinstance(t, Tensor)]
+        raise ValueError(f"tensors of floats with {n} samples in front were wanted to be mixed, shapes {shapes} came")
+    return result
+
+
+def _modules(modules: Iterable[nn.Module]) -> list[nn.Module]:
+    modules = list(modules)
+    if not modules or not all(isinstance(m, nn.Module) for m in modules):
+        raise ValueError(f"modules came as {modules!r}, one torch.nn.Module at least was wanted")
+    return modules

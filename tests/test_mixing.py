@@ -1,0 +1,142 @@
+"""`blend`, `Mix` and the pairing against loops over the samples."""
+
+import pytest
+import torch
+from fastai.torch_core import TensorImage
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mixaug import Mix, blend, box_mask, sample_partner
+
+
+def slow_blend(x, partner, mask):
+    """The papers' formula, a sample and a position at a time."""
+    out = x.clone()
+    for i, j in enumerate(partner.tolist()):
+        m = mask[i].to(x.dtype) if mask.dtype != torch.bool else mask[i]
+        out[i] = (m * x[i].double() + (1 - m.double()) * x[j].double()).to(x.dtype) if m.dtype != torch.bool else x[i]
+        if m.dtype == torch.bool:
+            out[i][..., ~m] = x[j][..., ~m]
+    return out
+
+
+@given(n=st.integers(2, 40), seed=st.integers(0, 2**32))
+def test_partners_form_one_cycle(n, seed):
+    torch.manual_seed(seed)
+    partner = sample_partner(n).tolist()
+    visited, at = [], 0
+    for _ in range(n):
+        visited.append(at)
+        at = partner[at]
+    assert sorted(visited) == list(range(n))
+    assert at == 0
+
+
+def test_every_partner_is_as_likely():
+    torch.manual_seed(0)
+    counts = torch.zeros(5, 5)
+    for _ in range(4000):
+        counts[torch.arange(5), sample_partner(5)] += 1
+    assert (counts.diagonal() == 0).all()
+    off = counts[~torch.eye(5, dtype=torch.bool)]
+    assert (off - 1000).abs().max() < 120  # some four standard deviations of 27
+
+
+def test_a_sample_alone_is_its_own_partner():
+    assert sample_partner(1).tolist() == [0]
+
+
+shapes = st.lists(st.integers(1, 5), min_size=0, max_size=3)
+floats = st.sampled_from([torch.float32, torch.float64, torch.float16, torch.bfloat16])
+
+
+@given(n=st.integers(1, 6), shape=shapes, dtype=floats, seed=st.integers(0, 2**32))
+def test_a_float_mask_averages(n, shape, dtype, seed):
+    torch.manual_seed(seed)
+    x, partner, lam = torch.randn(n, *shape).to(dtype), sample_partner(n), torch.rand(n)
+    before = x.clone()
+    out = blend(x, partner, lam)
+    assert out.dtype == dtype
+    torch.testing.assert_close(out, slow_blend(x, partner, lam))
+    assert torch.equal(x, before)
+
+
+@settings(deadline=None)
+@given(
+    n=st.integers(1, 6),
+    channels=st.lists(st.integers(1, 3), max_size=1),
+    size=st.lists(st.integers(1, 7), min_size=1, max_size=3),
+    dtype=st.sampled_from([torch.float32, torch.uint8, torch.int64, torch.bool, torch.float16]),
+    seed=st.integers(0, 2**32),
+)
+def test_a_bool_mask_chooses_for_every_dtype(n, channels, size, dtype, seed):
+    torch.manual_seed(seed)
+    x = torch.randint(0, 200, (n, *channels, *size)).to(dtype)
+    partner, mask = sample_partner(n), box_mask(torch.rand(n), size)
+    before = x.clone()
+    out = blend(x, partner, mask)
+    assert out.dtype == dtype
+    assert torch.equal(out, slow_blend(x, partner, mask))
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("size", [(8,), (6, 7), (4, 5, 6)])
+@pytest.mark.parametrize("make", ["float", "bool", "soft"])
+def test_the_mean_of_a_constant_image_follows_lam(make, size):
+    """The law of input mixing: it rules out a forgotten correction of lam and a reversed direction."""
+    torch.manual_seed(0)
+    n, value = 8, torch.arange(8.0)
+    x = value.view(-1, 1, *[1] * len(size)).expand(n, 3, *size)
+    lam = torch.rand(n) * 0.4 + 0.55
+    mask = {"float": lam, "bool": box_mask(lam, size), "soft": torch.rand(n, *size)}[make]
+    mix = Mix(sample_partner(n), mask)
+    expected = mix.lam * value + (1 - mix.lam) * value[mix.partner]
+    torch.testing.assert_close(mix.blend(x).flatten(1).mean(1), expected)
+    assert not torch.allclose(expected, (1 - mix.lam) * value + mix.lam * value[mix.partner])
+
+
+def test_integers_are_never_averaged():
+    with pytest.raises(TypeError, match=r"torch.uint8.*IntToFloatTensor"):
+        blend(torch.zeros(2, 3, dtype=torch.uint8), torch.tensor([1, 0]), torch.rand(2))
+
+
+def test_an_inf_does_not_leak_through_a_bool_mask():
+    x = torch.tensor([[[1.0, float("inf")]], [[2.0, 3.0]]])
+    mix = Mix(torch.tensor([1, 0]), torch.tensor([[True, False], [True, False]]))
+    assert mix.blend(x).tolist() == [[[1.0, 3.0]], [[2.0, float("inf")]]]
+
+
+def test_positions_get_the_mask_and_everything_else_lam():
+    mask = box_mask(torch.full((2,), 0.5), (4, 4))
+    mix = Mix(torch.tensor([1, 0]), mask)
+    labels, depth = torch.eye(2), torch.randn(2, 4, 4)
+    torch.testing.assert_close(mix.blend(labels), blend(labels, mix.partner, mix.lam))
+    torch.testing.assert_close(mix.blend(depth), blend(depth, mix.partner, mask))
+    assert mix.covers(depth)
+    assert not mix.covers(labels)
+    assert not mix.covers(torch.zeros(4, 4))
+
+
+def test_a_tensor_of_another_batch_size_is_refused():
+    with pytest.raises(ValueError, match=r"shape \(3, 2\) came, 2 samples"):
+        Mix(torch.tensor([1, 0]), torch.rand(2)).blend(torch.zeros(3, 2))
+
+
+def test_shared_gives_everyone_the_first_mask():
+    mix = Mix(sample_partner(4), box_mask(torch.rand(4), (5, 5))).shared()
+    assert torch.equal(mix.mask, mix.mask[:1].expand(4, 5, 5))
+    assert mix.lam.shape == (4,)
+
+
+def test_the_tensor_type_and_its_notes_are_kept():
+    x = TensorImage(torch.rand(2, 3, 4, 4), note="seen")
+    for mask in (torch.rand(2), box_mask(torch.rand(2), (4, 4))):
+        out = blend(x, torch.tensor([1, 0]), mask)
+        assert type(out) is TensorImage
+        assert out.note == "seen"
+
+
+def test_gradients_flow_to_both_samples():
+    x = torch.randn(4, 3, dtype=torch.double, requires_grad=True)
+    partner, lam = sample_partner(4), torch.rand(4, dtype=torch.double)
+    assert torch.autograd.gradcheck(lambda t: blend(t, partner, lam), x)
