@@ -86,7 +86,8 @@ class ManifoldMixup(MixHandler):
     """Average each sample with its partner in one random layer of each batch, proceedings.mlr.press/v97/verma19a.
 
     The layer's output may be a tensor or any nest of tuples, lists and dicts: every floating-point tensor with the
-    batch in front is mixed. `layers` has the layers in question by name (see `hidden_layers`) from `before_fit` on.
+    batch in front is mixed. From `before_fit` on, `layers` has the layers in question by name (see
+    `hidden_layers`); in a batch `layer` is the name drawn, None for the input.
     ValueError in `before_fit` if there are none; RuntimeError if the layer drawn does not run once in a batch.
     """
 
@@ -102,7 +103,8 @@ class ManifoldMixup(MixHandler):
         self.input_mixup, self.modules, self.layers = input_mixup, None, {}
         if modules is not None:
             self.modules = _modules(modules)
-        self._hooks, self._drawn, self._runs = [], None, 0
+        self.layer: Any = None
+        self._hooks, self._runs = [], None  # of the layer drawn, while its batch is on its way
 
     draw = MixUp.draw
 
@@ -126,26 +128,27 @@ class ManifoldMixup(MixHandler):
         super().restore()
         while self._hooks:
             self._hooks.pop().remove()
-        self._drawn = None
+        self._runs = None
 
     def mix_features(self) -> None:
         floats = all(t.is_floating_point() for t in tree_leaves(tuple(self.xb)) if isinstance(t, Tensor))
         places = [*self.layers, *([None] if self.input_mixup and floats else [])]
-        self._drawn, self._runs = random.choice(places), 0
-        if self._drawn is None:
+        self.layer = random.choice(places)
+        self._runs = None if self.layer is None else 0
+        if self.layer is None:
             super().mix_features()
 
     def after_pred(self) -> None:
-        if self._drawn is not None and self._runs != 1:
+        runs, self._runs = self._runs, None
+        if runs not in (None, 1):
             raise RuntimeError(
-                f"the layer {self._drawn!r} was to be mixed, which wants one run in a forward pass, and it ran "
-                f"{self._runs} times: leave it out (modules=[...])"
+                f"the layer {self.layer!r} was to be mixed, which wants one run in a forward pass, and it ran "
+                f"{runs} times: leave it out (modules=[...])"
             )
-        self._drawn = None
         super().after_pred()
 
     def _mix_output(self, module: nn.Module, args: Any, output: Any) -> Any:
-        if self._drawn is None or module is not self.layers[self._drawn]:
+        if self._runs is None or module is not self.layers[self.layer]:
             return None
         self._runs += 1
         return blend_all(self.mix, output)

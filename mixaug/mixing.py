@@ -35,7 +35,7 @@ def blend(x: Tensor, partner: Tensor, mask: Tensor) -> Tensor:
         )
     if type(x) is not Tensor:
         out = out.as_subclass(type(x))
-        out.__dict__.update(x.__dict__)
+        vars(out).update(vars(x))
     return out
 
 

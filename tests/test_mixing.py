@@ -3,7 +3,7 @@
 import pytest
 import torch
 from fastai.torch_core import TensorImage
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mixaug import Mix, blend, box_mask, sample_partner
@@ -61,7 +61,6 @@ def test_a_float_mask_averages(n, shape, dtype, seed):
     assert torch.equal(x, before)
 
 
-@settings(deadline=None)
 @given(
     n=st.integers(1, 6),
     channels=st.lists(st.integers(1, 3), max_size=1),

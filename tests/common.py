@@ -1,0 +1,74 @@
+"""Small learners whose every batch can be checked by value."""
+
+import torch
+from fastai.callback.core import Callback
+from fastai.callback.progress import ProgressCallback
+from fastai.data.core import DataLoaders
+from fastai.data.load import DataLoader
+from fastai.learner import Learner
+from fastai.losses import CrossEntropyLossFlat
+from torch import nn
+
+from mixaug import CutMix, ManifoldMixup, MixUp, OutputMixup
+
+METHODS = {"MixUp": MixUp, "CutMix": CutMix, "ManifoldMixup": ManifoldMixup, "OutputMixup": OutputMixup}
+N, BS, C = 22, 8, 3
+
+
+class Spy(Callback):
+    """Keeps what the last callback sees of each training batch, and checks the loss of each validation batch."""
+
+    order = 70
+
+    def __init__(self, mixer=None):
+        self.mixer, self.batches = mixer, []
+
+    def before_batch(self):
+        if self.training:
+            row = {"x": self.learn.xb, "y": self.learn.yb, "iter": self.iter}
+            if self.mixer is not None:
+                names = ("mix", "lam", "yb1", "one_lam", "layer")
+                row.update((name, getattr(self.mixer, name)) for name in names if name in vars(self.mixer))
+            self.batches.append(row)
+
+    def after_loss(self):
+        if self.training:
+            self.batches[-1].update(pred=self.learn.pred.detach().clone(), loss=self.learn.loss.detach().clone())
+        else:
+            assert self.learn.loss_func is self.user_loss
+
+    def before_fit(self):
+        self.user_loss = self.learn.loss_func
+
+
+def images(size=(5, 6), channels=2, n=N):
+    return torch.randn(n, channels, *size)
+
+
+def loaders(x, y, bs=BS):
+    """Loaders of (x, y) in order, so that batch i is known: x[i * bs : (i + 1) * bs]; x, y may be tuples of tensors."""
+    xs, ys = (t if isinstance(t, tuple) else (t,) for t in (x, y))
+    items = list(zip(*xs, *ys, strict=True))
+    dls = DataLoaders(*(DataLoader(items, bs=bs, num_workers=0) for _ in range(2)), device="cpu")
+    dls.n_inp = len(xs)
+    return dls
+
+
+def cnn(n_out=C, channels=2):
+    conv = [nn.Conv2d(channels, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 6, 3), nn.ReLU()]
+    return nn.Sequential(*conv, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, n_out))
+
+
+def learner(mixer, x=None, y=None, model=None, loss=None, bs=BS, cbs=(), **kwargs):
+    """A learner with `mixer` (None: without) and a `spy`, which prints nothing."""
+    x = images() if x is None else x
+    y = torch.randint(0, C, (len(x),)) if y is None else y
+    cbs = [cb for cb in (mixer, Spy(mixer), *cbs) if cb is not None]
+    learn = Learner(loaders(x, y, bs), model or cnn(), loss or CrossEntropyLossFlat(), cbs=cbs, **kwargs)
+    learn.remove_cbs(ProgressCallback)
+    learn.logger = lambda row: None
+    return learn
+
+
+def no_hooks(model):
+    return not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())

@@ -1,0 +1,13 @@
+"""What every test runs with: a fixed seed, and no deadlines, as the machine may be busy."""
+
+import pytest
+from fastai.torch_core import set_seed
+from hypothesis import settings
+
+settings.register_profile("tests", deadline=None, max_examples=50, derandomize=True)
+settings.load_profile("tests")
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    set_seed(42)

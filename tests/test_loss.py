@@ -1,0 +1,338 @@
+"""The mixed loss against its formula, written out sample by sample and position by position."""
+
+import copy
+import pickle
+from functools import partial
+from itertools import product
+
+import pytest
+import torch
+import torch.nn.functional as F
+from fastai.losses import (
+    BCELossFlat,
+    BCEWithLogitsLossFlat,
+    CrossEntropyLossFlat,
+    DiceLoss,
+    FocalLoss,
+    FocalLossFlat,
+    L1LossFlat,
+    LabelSmoothingCrossEntropy,
+    LabelSmoothingCrossEntropyFlat,
+    MSELossFlat,
+)
+from timm.loss import BinaryCrossEntropy, SoftTargetCrossEntropy
+from torch import nn
+
+from mixaug import MixUpLoss, mixed_loss
+from mixaug.loss import is_average
+
+N, C = 6, 4
+WEIGHT = torch.tensor([0.1, 1.0, 5.0, 20.0])
+
+
+class CombinedLoss:
+    """Dice and focal loss added up, as in fastai's documentation: it has no unreduced form."""
+
+    def __init__(self, axis=1, smooth=1.0, alpha=1.0):
+        self.axis, self.alpha = axis, alpha
+        self.focal_loss, self.dice_loss = FocalLossFlat(axis=axis), DiceLoss(axis, smooth)
+
+    def __call__(self, pred, targ):
+        return self.focal_loss(pred, targ) + self.alpha * self.dice_loss(pred, targ)
+
+
+class Custom(nn.Module):
+    """A module of the user's: its mean is over the weights of the classes, which nobody can know from outside."""
+
+    def __init__(self):
+        super().__init__()
+        self.reduction = "mean"
+
+    def forward(self, pred, targ):
+        return F.cross_entropy(pred, targ, WEIGHT, reduction=self.reduction)
+
+
+def classes(*size):
+    return torch.randn(N, C, *size), torch.randint(0, C, (N, *size)), torch.randint(0, C, (N, *size))
+
+
+def numbers():
+    return torch.randn(N, 3), torch.randn(N, 3), torch.randn(N, 3)
+
+
+def labels():
+    return torch.randn(N, C), torch.randint(0, 2, (N, C)).float(), torch.randint(0, 2, (N, C)).float()
+
+
+def probabilities():
+    pred, y, y1 = labels()
+    return pred.sigmoid(), y, y1
+
+
+def soft():
+    return torch.randn(N, C), torch.rand(N, C).softmax(1), torch.rand(N, C).softmax(1)
+
+
+# Losses that are an average of their unreduced values: (loss, its data). One line adds one.
+AVERAGES = {
+    "CrossEntropyLossFlat": (CrossEntropyLossFlat(), classes),
+    "CrossEntropyLossFlat sum": (CrossEntropyLossFlat(reduction="sum"), classes),
+    "CrossEntropyLossFlat none": (CrossEntropyLossFlat(reduction="none"), classes),
+    "CrossEntropyLossFlat maps": (CrossEntropyLossFlat(axis=1), partial(classes, 3, 5)),
+    "CrossEntropyLossFlat weight sum": (CrossEntropyLossFlat(weight=WEIGHT, reduction="sum"), classes),
+    "CrossEntropyLoss": (nn.CrossEntropyLoss(), classes),
+    "CrossEntropyLoss smoothing": (nn.CrossEntropyLoss(label_smoothing=0.1), classes),
+    "CrossEntropyLoss maps": (nn.CrossEntropyLoss(), partial(classes, 3, 5)),
+    "CrossEntropyLoss soft": (nn.CrossEntropyLoss(), soft),
+    "CrossEntropyLoss soft weight": (nn.CrossEntropyLoss(weight=WEIGHT), soft),
+    "F.cross_entropy": (F.cross_entropy, classes),
+    "partial": (partial(F.cross_entropy, label_smoothing=0.2), classes),
+    "partial sum": (partial(F.cross_entropy, reduction="sum"), classes),
+    "LabelSmoothingCrossEntropy": (LabelSmoothingCrossEntropy(), classes),
+    "LabelSmoothingCrossEntropy sum": (LabelSmoothingCrossEntropy(reduction="sum", weight=WEIGHT), classes),
+    "LabelSmoothingCrossEntropyFlat": (LabelSmoothingCrossEntropyFlat(), classes),
+    "LabelSmoothingCrossEntropyFlat maps": (LabelSmoothingCrossEntropyFlat(axis=1), partial(classes, 3, 5)),
+    "FocalLoss": (FocalLoss(), classes),
+    "FocalLoss weight": (FocalLoss(weight=WEIGHT), classes),
+    "FocalLossFlat": (FocalLossFlat(), classes),
+    "FocalLossFlat weight": (FocalLossFlat(weight=WEIGHT, axis=1), partial(classes, 3, 5)),
+    "BCEWithLogitsLossFlat": (BCEWithLogitsLossFlat(), labels),
+    "BCEWithLogitsLossFlat pos_weight": (BCEWithLogitsLossFlat(pos_weight=WEIGHT), labels),
+    "BCELossFlat": (BCELossFlat(), probabilities),
+    "MSELossFlat": (MSELossFlat(), numbers),
+    "MSELossFlat sum": (MSELossFlat(reduction="sum"), numbers),
+    "L1LossFlat": (L1LossFlat(), numbers),
+    "SmoothL1Loss": (nn.SmoothL1Loss(), numbers),
+    "HuberLoss": (nn.HuberLoss(), numbers),
+    "DiceLoss": (DiceLoss(), partial(classes, 3, 5)),
+    "DiceLoss mean": (DiceLoss(reduction="mean"), partial(classes, 3, 5)),
+}
+# Losses that divide by the weights of the targets and leave an index out
+IGNORE = 2
+WEIGHTED = {
+    "CrossEntropyLossFlat weight": (CrossEntropyLossFlat(weight=WEIGHT), classes),
+    "CrossEntropyLossFlat ignore_index": (CrossEntropyLossFlat(ignore_index=IGNORE), classes),
+    "CrossEntropyLossFlat both": (CrossEntropyLossFlat(weight=WEIGHT, ignore_index=IGNORE), classes),
+    "CrossEntropyLossFlat maps": (
+        CrossEntropyLossFlat(axis=1, weight=WEIGHT, ignore_index=IGNORE),
+        partial(classes, 3, 5),
+    ),
+    "CrossEntropyLoss smoothing": (nn.CrossEntropyLoss(WEIGHT, ignore_index=IGNORE, label_smoothing=0.1), classes),
+    "NLLLoss": (nn.NLLLoss(WEIGHT, ignore_index=IGNORE), classes),
+    "F.nll_loss": (partial(F.nll_loss, weight=WEIGHT), classes),
+    "partial": (partial(F.cross_entropy, weight=WEIGHT, ignore_index=IGNORE), classes),
+}
+OTHERS = {
+    "CombinedLoss": (CombinedLoss(), partial(classes, 3, 5)),
+    "lambda": (lambda pred, y: F.cross_entropy(pred, y).exp(), classes),
+    "Custom": (Custom(), classes),
+    "SoftTargetCrossEntropy": (SoftTargetCrossEntropy(), soft),
+    "BinaryCrossEntropy": (BinaryCrossEntropy(), classes),
+    "BinaryCrossEntropy sum": (BinaryCrossEntropy(sum_classes=True), classes),
+    "KLDivLoss": (nn.KLDivLoss(reduction="batchmean"), soft),
+}
+EVERY = {
+    **{f"{k} average": v for k, v in AVERAGES.items()},
+    **{f"{k} weighted": v for k, v in WEIGHTED.items()},
+    **OTHERS,
+}
+
+
+def table(rows):
+    return pytest.mark.parametrize(("loss", "data"), rows.values(), ids=rows)
+
+
+def reduction(loss):
+    return loss.keywords.get("reduction", "mean") if isinstance(loss, partial) else getattr(loss, "reduction", "mean")
+
+
+def at(loss, option, default):
+    """An option of a loss of any kind."""
+    if isinstance(loss, partial):
+        return loss.keywords.get(option, default)
+    return getattr(getattr(loss, "func", loss), option, default)
+
+
+@table(AVERAGES)
+def test_samples_are_weighed_one_by_one(loss, data):
+    (pred, y, y1), lam = data(), torch.rand(N)
+    each = [
+        lam[i] * loss(pred[i : i + 1], y[i : i + 1]) + (1 - lam[i]) * loss(pred[i : i + 1], y1[i : i + 1])
+        for i in range(N)
+    ]
+    reduction = at(loss, "reduction", "mean")
+    expected = torch.cat(each) if reduction == "none" else sum(each) / (N if reduction == "mean" else 1)
+    torch.testing.assert_close(mixed_loss(loss, pred, (y,), (y1,), lam), expected, check_dtype=False)
+
+
+@table(WEIGHTED)
+def test_weights_and_ignored_targets_are_mixed_like_the_losses(loss, data):
+    (pred, y, y1), lam = data(), torch.rand(N)
+    pred = pred.log_softmax(1) if "nll" in str(loss).lower() else pred
+    weight, ignored = at(loss, "weight", None), at(loss, "ignore_index", -100)
+    value = (
+        F.nll_loss
+        if "nll" in str(loss).lower()
+        else partial(F.cross_entropy, label_smoothing=at(loss, "label_smoothing", 0.0))
+    )
+    total = count = 0.0
+    for i, at_p in product(range(N), product(*map(range, y.shape[1:]))):
+        for share, target in ((lam[i], y[(i, *at_p)]), (1 - lam[i], y1[(i, *at_p)])):
+            if target == ignored:
+                continue
+            total += share * value(pred[(i, slice(None), *at_p)][None], target[None], weight, reduction="sum")
+            count += share * (1 if weight is None else weight[target])
+    torch.testing.assert_close(mixed_loss(loss, pred, (y,), (y1,), lam), total / count, check_dtype=False)
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_fastais_label_smoothing_weighs_only_what_has_a_target(flat):
+    (pred, y, y1), lam, eps = classes(), torch.rand(N), 0.1
+    y[0] = -100  # what F.nll_loss leaves out
+    loss = (LabelSmoothingCrossEntropyFlat if flat else LabelSmoothingCrossEntropy)(weight=WEIGHT)
+    logp, total, count = pred.log_softmax(1), 0.0, 0.0
+    for i in range(N):
+        for share, target in ((lam[i], y[i]), (1 - lam[i], y1[i])):
+            if target >= 0:
+                total -= share * WEIGHT[target] * logp[i, target]
+                count += share * WEIGHT[target]
+    expected = eps * -logp.mean() + (1 - eps) * total / count
+    torch.testing.assert_close(mixed_loss(loss, pred, (y,), (y1,), lam), expected, check_dtype=False)
+    assert loss.func.eps == eps if flat else loss.eps == eps
+
+
+def test_a_weight_for_each_position_of_flat_multi_labels():
+    (pred, y, y1), lam, weight = labels(), torch.rand(N), torch.rand(N * C)
+    values = [F.binary_cross_entropy_with_logits(pred, t, weight.view(N, C), reduction="none").mean(1) for t in (y, y1)]
+    expected = (lam * values[0] + (1 - lam) * values[1]).mean()
+    torch.testing.assert_close(
+        mixed_loss(BCEWithLogitsLossFlat(weight=weight), pred, (y,), (y1,), lam), expected, check_dtype=False
+    )
+
+
+@table(EVERY)
+def test_one_lam_is_exact_for_every_loss(loss, data):
+    pred, y, y1 = data()
+    lam = torch.tensor([0.7])
+    expected = 0.7 * loss(pred, y) + (1 - lam[0]) * loss(pred, y1)
+    assert torch.equal(mixed_loss(loss, pred, (y,), (y1,), lam), lam[0] * loss(pred, y) + (1 - lam[0]) * loss(pred, y1))
+    torch.testing.assert_close(mixed_loss(loss, pred, (y,), (y1,), lam), expected)
+
+
+@table({**AVERAGES, **WEIGHTED})
+def test_equal_shares_are_one_lam(loss, data):
+    pred, y, _ = data()
+    y1 = y[torch.arange(N).roll(1)]
+    each = mixed_loss(loss, pred, (y,), (y1,), torch.full((N,), 0.7))
+    torch.testing.assert_close(each, mixed_loss(loss, pred, (y,), (y1,), torch.tensor([0.7])))
+
+
+@table(EVERY)
+def test_with_nothing_to_mix_the_users_loss_is_meant_bit_for_bit(loss, data):
+    pred, y, y1 = data()
+    expected = loss(pred, y)
+    assert torch.equal(mixed_loss(loss, pred, (y,), (y1,), torch.ones(N)), expected)
+    assert torch.equal(MixUpLoss(loss)(pred, y), expected)
+
+
+@table(EVERY)
+def test_only_torchs_and_fastais_averages_are_taken_apart(loss, data):
+    assert is_average(loss) == all(loss is not other for other, _ in OTHERS.values())
+
+
+def test_a_batch_of_ignored_targets_behaves_as_torchs_loss():
+    pred, y = torch.randn(N, C), torch.full((N,), -100)
+    loss = nn.CrossEntropyLoss()
+    assert loss(pred, y).isnan()
+    assert mixed_loss(loss, pred, (y,), (y,), torch.rand(N)).isnan()
+
+
+def test_gradients_are_those_of_the_formula():
+    (pred, y, y1), lam = classes(), torch.rand(N)
+    pred.requires_grad_()
+    loss = CrossEntropyLossFlat(weight=WEIGHT)
+    (got,) = torch.autograd.grad(mixed_loss(loss, pred, (y,), (y1,), lam), pred)
+    w, w1 = lam * WEIGHT[y], (1 - lam) * WEIGHT[y1]
+    mixed = w[:, None] * F.one_hot(y, C) + w1[:, None] * F.one_hot(y1, C)
+    expected = ((w + w1)[:, None] * pred.softmax(1) - mixed) / (w + w1).sum()
+    torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_dtype_of_the_loss_is_kept_or_raised_to_lams(dtype):
+    (pred, y, y1), lam = classes(), torch.rand(N)
+    got = mixed_loss(F.cross_entropy, pred.to(dtype), (y,), (y1,), lam)
+    expected = mixed_loss(F.cross_entropy, pred, (y,), (y1,), lam)
+    assert got.dtype == torch.promote_types(dtype, torch.float32)
+    torch.testing.assert_close(got.float(), expected, rtol=1e-2 if dtype is torch.bfloat16 else 1e-6, atol=0)
+
+
+def test_several_targets():
+    def loss(pred, number, label, reduction="mean"):
+        first = F.mse_loss(pred[:, 0], number, reduction=reduction)
+        return first + F.cross_entropy(pred[:, 1:], label, reduction=reduction)
+
+    (pred, y, y1), number, lam = classes(), torch.randn(N), torch.rand(N)
+    got = mixed_loss(loss, torch.cat([pred[:, :1], pred], 1), (number, y), (number, y1), lam)
+    each = lam * F.cross_entropy(pred, y, reduction="none") + (1 - lam) * F.cross_entropy(pred, y1, reduction="none")
+    torch.testing.assert_close(got, (each + (pred[:, 0] - number) ** 2).mean())
+
+
+def test_values_that_cannot_be_told_apart_by_sample_are_refused():
+    pred, y, y1 = classes()
+    with pytest.raises(ValueError, match=r"6 samples were wanted: use per_sample=False"):
+        mixed_loss(BinaryCrossEntropy(sum_classes=True), pred, (y,), (y1,), torch.rand(N))
+
+
+# The wrapper
+
+
+def test_the_wrapper_answers_for_the_users_loss():
+    loss = CrossEntropyLossFlat(axis=1, weight=WEIGHT)
+    wrapped = MixUpLoss(loss)
+    x = torch.randn(2, C, 3)
+    assert torch.equal(wrapped.activation(x), loss.activation(x))
+    assert torch.equal(wrapped.decodes(x), loss.decodes(x))
+    assert (wrapped.axis, wrapped.reduction, wrapped.y_int) == (1, "mean", True)
+    assert repr(loss) in repr(wrapped)
+    wrapped.reduction = "sum"
+    assert loss.func.reduction == "sum"
+    wrapped.to("cpu")
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = wrapped.no_such_name
+
+
+def test_once_is_for_one_call():
+    pred, y, _ = classes()
+    wrapped = MixUpLoss(F.cross_entropy)
+    wrapped.once = lambda pred, y: "mixed"
+    assert wrapped(pred, y) == "mixed"
+    assert torch.equal(wrapped(pred, y), F.cross_entropy(pred, y))
+
+
+def test_once_is_gone_after_an_exception():
+    def fails(pred, y):
+        raise RuntimeError("out of memory")
+
+    pred, y, _ = classes()
+    wrapped = MixUpLoss(F.cross_entropy)
+    wrapped.once = fails
+    with pytest.raises(RuntimeError):
+        wrapped(pred, y)
+    assert torch.equal(wrapped(pred, y), F.cross_entropy(pred, y))
+
+
+def test_an_exception_leaves_the_reduction_as_it_was():
+    loss = nn.CrossEntropyLoss()
+    with pytest.raises((RuntimeError, IndexError, ValueError)):
+        mixed_loss(loss, torch.randn(N, C), (torch.zeros(N + 1).long(),), (torch.zeros(N + 1).long(),), torch.rand(N))
+    assert loss.reduction == "mean"
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))])
+def test_a_copy_of_the_wrapper_is_the_users_loss(copied):
+    assert type(copied(MixUpLoss(nn.CrossEntropyLoss()))) is nn.CrossEntropyLoss
+
+
+def test_the_pickled_wrapper_does_not_name_the_package():
+    assert b"mixaug" not in pickle.dumps(MixUpLoss(nn.CrossEntropyLoss()))

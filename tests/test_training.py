@@ -1,0 +1,165 @@
+"""Whole trainings with every method: every batch's features and loss equal the papers' formula, and nothing is left."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from common import BS, METHODS, C, N, cnn, images, learner, no_hooks
+from fastai.losses import CrossEntropyLossFlat
+
+from mixaug import CutMix, ManifoldMixup, MixUp, MixUpLoss
+
+every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+
+
+def slow_loss(row, y):
+    """Cross-entropy of a mixed batch, a sample at a time."""
+    total = 0.0
+    for i, logp in enumerate(row["pred"].log_softmax(1)):
+        lam, j = row["lam"][i], row["mix"].partner[i]
+        total -= lam * logp[y[i]] + (1 - lam) * logp[y[j]]
+    return total / len(y)
+
+
+def slow_features(x, partner, lam):
+    return torch.stack([lam[i] * x[i] + (1 - lam[i]) * x[j] for i, j in enumerate(partner.tolist())])
+
+
+@every_method
+@pytest.mark.parametrize("alpha", [1, 0.4])
+def test_every_batch_has_the_loss_of_the_formula(method, alpha):
+    x, y = images(), torch.randint(0, C, (N,))
+    learn = learner(method(alpha), x, y)
+    learn.fit(2, 0.01)
+    rows = learn.spy.batches
+    assert [len(row["lam"]) for row in rows] == [8, 8, 6] * 2
+    for row in rows:
+        at = slice(row["iter"] * BS, (row["iter"] + 1) * BS)
+        torch.testing.assert_close(row["loss"], slow_loss(row, y[at]), check_dtype=False)
+        assert torch.equal(row["yb1"][0], y[at][row["mix"].partner])
+        assert torch.equal(row["y"][0], y[at])
+        assert len(row["lam"].unique()) > 1
+    assert not torch.equal(rows[0]["mix"].lam, rows[3]["mix"].lam)
+
+
+def test_mixup_averages_the_images():
+    x = images()
+    learn = learner(MixUp(), x)
+    learn.fit(1)
+    for row in learn.spy.batches:
+        own = x[row["iter"] * BS : (row["iter"] + 1) * BS]
+        torch.testing.assert_close(row["x"][0], slow_features(own, row["mix"].partner, row["lam"]))
+        assert (row["lam"] >= 0.5).all()
+
+
+def test_cutmix_pastes_a_box_of_the_partner():
+    x = images()
+    learn = learner(CutMix(), x)
+    learn.fit(1)
+    lams = torch.cat([row["lam"] for row in learn.spy.batches])
+    assert (lams < 0.5).any()
+    for row in learn.spy.batches:
+        own = x[row["iter"] * BS : (row["iter"] + 1) * BS]
+        for i, j in enumerate(row["mix"].partner.tolist()):
+            kept = (row["x"][0][i] == own[i]).all(0)
+            pasted = (row["x"][0][i] == own[j]).all(0)
+            assert (kept | pasted).all()
+            assert row["lam"][i].item() == pytest.approx(kept.float().mean().item())
+
+
+@pytest.mark.parametrize("input_mixup", [True, False])
+def test_manifold_mixup_mixes_the_layer_it_names_and_no_other(input_mixup):
+    x, model = images(), cnn()
+    learn = learner(ManifoldMixup(input_mixup=input_mixup), x, model=model)
+    learn.fit(8, 0.0)  # the weights stay, so that each forward pass can be done again by hand
+    for row in learn.spy.batches:
+        own = x[row["iter"] * BS : (row["iter"] + 1) * BS]
+        cut = 0 if row["layer"] is None else int(row["layer"]) + 1
+        with torch.no_grad():
+            hidden = slow_features(model[:cut](own), row["mix"].partner, row["lam"])
+            torch.testing.assert_close(row["pred"], model[cut:](hidden))
+    drawn = {row["layer"] for row in learn.spy.batches}
+    assert drawn == ({None, "0", "2"} if input_mixup else {"0", "2"})
+
+
+def test_output_mixup_averages_the_predictions():
+    x, model = images(), cnn()
+    learn = learner(METHODS["OutputMixup"](), x, model=model)
+    learn.fit(1, 0.0)
+    for row in learn.spy.batches:
+        own = x[row["iter"] * BS : (row["iter"] + 1) * BS]
+        assert torch.equal(row["x"][0], own)
+        with torch.no_grad():
+            torch.testing.assert_close(row["pred"], slow_features(model(own), row["mix"].partner, row["lam"]))
+
+
+@every_method
+def test_training_leaves_nothing_behind(method):
+    x, y, loss = images(), torch.randint(0, C, (N,)), CrossEntropyLossFlat()
+    seen, before = [], x.clone()
+    learn = learner(method(), x, y, loss=loss)
+    learn.spy.after_pred = lambda: seen.append(type(learn.loss_func)) if learn.training else None
+    learn.fit(1, 0.01)
+    assert set(seen) == {MixUpLoss}
+    assert learn.loss_func is loss
+    assert no_hooks(learn.model)
+    assert torch.equal(x, before)
+    learn.model.eval()
+    with torch.no_grad():
+        pred = learn.model(x)
+    torch.testing.assert_close(learn.validate()[0], loss(pred, y).item(), rtol=1e-5, atol=0)
+    got, targets = learn.get_preds()
+    torch.testing.assert_close(got, pred.softmax(1))
+    assert torch.equal(targets, y)
+
+
+@every_method
+def test_training_learns_the_model(method):
+    """Gradients are those of the loss: the parameters move as plain SGD on the mixed batch moves them."""
+    x, y, model = images(n=BS), torch.randint(0, C, (BS,)), cnn()
+    learn = learner(method(), x, y, model=model)
+    before = [p.detach().clone() for p in model.parameters()]
+    learn.fit(3, 0.1)
+    assert all(not torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
+
+
+@every_method
+def test_a_batch_of_one_trains_unmixed(method):
+    x, y = images(n=9), torch.randint(0, C, (9,))
+    learn = learner(method(), x, y)
+    learn.fit(1, 0.0)
+    last = learn.spy.batches[-1]
+    assert last["mix"] is None
+    assert last["lam"].tolist() == [1]
+    assert torch.equal(last["x"][0], x[8:])
+    assert torch.equal(last["loss"], F.cross_entropy(learn.model(x[8:]), y[8:]))
+
+
+@every_method
+def test_prob_is_the_share_of_batches_mixed(method):
+    learn = learner(method(prob=0.3))
+    learn.fit(60, 0.0)
+    mixed = [row["mix"] is not None for row in learn.spy.batches]
+    assert sum(mixed) / len(mixed) == pytest.approx(0.3, abs=0.1)
+
+
+@every_method
+def test_one_draw_for_the_batch(method):
+    x, y = images(), torch.randint(0, C, (N,))
+    learn = learner(method(per_sample=False), x, y)
+    learn.fit(2, 0.01)
+    for row in learn.spy.batches:
+        assert row["lam"].shape == (len(row["y"][0]),)
+        assert len(row["lam"].unique()) == 1
+        own = y[row["iter"] * BS : (row["iter"] + 1) * BS]
+        torch.testing.assert_close(row["loss"], slow_loss(row, own), check_dtype=False)
+
+
+@every_method
+@pytest.mark.parametrize("loss", [F.cross_entropy, lambda pred, y: F.cross_entropy(pred, y)])
+def test_any_function_is_a_loss(method, loss):
+    x, y = images(), torch.randint(0, C, (N,))
+    learn = learner(method(), x, y, loss=loss)
+    learn.fit(2, 0.01)
+    for row in learn.spy.batches:
+        own = y[row["iter"] * BS : (row["iter"] + 1) * BS]
+        torch.testing.assert_close(row["loss"], slow_loss(row, own), check_dtype=False)
