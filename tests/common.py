@@ -16,7 +16,7 @@ N, BS, C = 22, 8, 3
 
 
 class Spy(Callback):
-    """Keeps what the last callback sees of each training batch, and checks the loss of each validation batch."""
+    """Keeps what the last callback sees of each training batch, and the loss function in validation."""
 
     order = 70
 
@@ -35,10 +35,7 @@ class Spy(Callback):
         if self.training:
             self.batches[-1].update(pred=self.learn.pred.detach().clone(), loss=self.learn.loss.detach().clone())
         else:
-            assert self.learn.loss_func is self.user_loss
-
-    def before_fit(self):
-        self.user_loss = self.learn.loss_func
+            self.valid_loss = self.learn.loss_func
 
 
 def images(size=(5, 6), channels=2, n=N):
@@ -72,3 +69,10 @@ def learner(mixer, x=None, y=None, model=None, loss=None, bs=BS, cbs=(), **kwarg
 
 def no_hooks(model):
     return not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def on(event, f, order=0):
+    """A callback that calls `f(learn)` at `event`."""
+    cb = Callback(**{event: lambda self: f(self.learn)})
+    cb.order = order
+    return cb

@@ -1,9 +1,11 @@
 """What every test runs with: a fixed seed, and no deadlines, as the machine may be busy."""
 
 import pytest
+import torch
 from fastai.torch_core import set_seed
 from hypothesis import settings
 
+torch.set_num_threads(1)  # the models are small: threads would only wait for one another
 settings.register_profile("tests", deadline=None, max_examples=50, derandomize=True)
 settings.load_profile("tests")
 

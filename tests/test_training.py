@@ -100,7 +100,7 @@ def test_training_leaves_nothing_behind(method):
     learn.spy.after_pred = lambda: seen.append(type(learn.loss_func)) if learn.training else None
     learn.fit(1, 0.01)
     assert set(seen) == {MixUpLoss}
-    assert learn.loss_func is loss
+    assert learn.loss_func is learn.spy.valid_loss is loss
     assert no_hooks(learn.model)
     assert torch.equal(x, before)
     learn.model.eval()
@@ -137,7 +137,7 @@ def test_a_batch_of_one_trains_unmixed(method):
 @every_method
 def test_prob_is_the_share_of_batches_mixed(method):
     learn = learner(method(prob=0.3))
-    learn.fit(60, 0.0)
+    learn.fit(40, 0.0)
     mixed = [row["mix"] is not None for row in learn.spy.batches]
     assert sum(mixed) / len(mixed) == pytest.approx(0.3, abs=0.1)
 

@@ -1,0 +1,298 @@
+"""Arguments, fastai's documented usage, subclasses written for fastai, and what the model and the loss are given."""
+
+import inspect
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from common import BS, METHODS, C, cnn, images, learner, loaders, on
+from fastai.learner import Learner
+from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat, MSELossFlat
+from fastai.torch_core import TensorImage
+from torch import nn
+from torch.distributions import Beta
+
+from mixaug import CutMix, ManifoldMixup, Mix, MixHandler, MixUp, MixUpLoss, OutputMixup, sample_partner
+
+every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+DEFAULTS = {MixHandler: 0.5, MixUp: 0.4, CutMix: 1.0, ManifoldMixup: 0.4, OutputMixup: 0.4}
+
+
+@pytest.mark.parametrize("method", DEFAULTS)
+def test_the_signature_shows_every_argument(method):
+    parameters = inspect.signature(method).parameters
+    common = {"prob": 1.0, "per_sample": True, "fold": method is not CutMix, "stack_x": False, "stack_y": None}
+    own = {"modules": None, "input_mixup": True} if method is ManifoldMixup else {}
+    assert {name: p.default for name, p in parameters.items()} == {"alpha": DEFAULTS[method], **common, **own}
+    kinds = {name: p.kind for name, p in parameters.items() if name != "alpha"}
+    assert parameters["alpha"].kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
+    assert set(kinds.values()) == {inspect.Parameter.KEYWORD_ONLY}
+    assert method().alpha == DEFAULTS[method]
+    assert method().fold == common["fold"]
+
+
+@pytest.mark.parametrize("method", DEFAULTS)
+@pytest.mark.parametrize("alpha", [1, 0.3, np.float32(0.5), np.int64(2), Fraction(1, 2)])
+def test_numbers_of_any_kind_are_an_alpha(method, alpha):
+    distrib = method(alpha).distrib
+    assert isinstance(distrib, Beta)
+    assert distrib.concentration1.item() == distrib.concentration0.item() == pytest.approx(float(alpha))
+
+
+@pytest.mark.parametrize("method", DEFAULTS)
+@pytest.mark.parametrize("alpha", [0, -1, math.nan, math.inf, -math.inf])
+def test_an_alpha_out_of_range_is_a_value_error(method, alpha):
+    with pytest.raises(ValueError, match=f"alpha came as {alpha}, a finite number above 0"):
+        method(alpha)
+
+
+@pytest.mark.parametrize("method", DEFAULTS)
+@pytest.mark.parametrize("alpha", [None, "0.4", [0.4], True, torch.tensor(0.4)])
+def test_an_alpha_that_is_no_number_is_a_type_error(method, alpha):
+    with pytest.raises(TypeError, match="alpha came as"):
+        method(alpha)
+
+
+@pytest.mark.parametrize(
+    ("prob", "error"), [(-0.1, ValueError), (1.1, ValueError), (math.nan, ValueError), ("1", TypeError)]
+)
+def test_a_prob_that_is_no_share_is_refused(prob, error):
+    with pytest.raises(error, match="prob came as"):
+        MixUp(prob=prob)
+
+
+@pytest.mark.parametrize("modules", [[], (), [nn.ReLU(), "layer1"], [nn.ReLU]])
+def test_modules_that_are_none_are_refused(modules):
+    with pytest.raises((ValueError, TypeError), match="modules came as"):
+        ManifoldMixup(modules=modules)
+
+
+def test_unknown_and_positional_arguments_are_refused():
+    with pytest.raises(TypeError):
+        MixUp(0.4, 0.5)
+    with pytest.raises(TypeError):
+        MixUp(0.4, probability=0.5)
+
+
+def test_the_usage_in_fastais_documentation():
+    x = images(n=BS)
+    y = torch.arange(BS) % C
+    dls = loaders(x, y)
+    mixup = MixUp(0.5)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(60, 4))
+    with Learner(dls, model, loss_func=CrossEntropyLossFlat(), cbs=mixup) as learn:
+        learn.epoch, learn.training = 0, True
+        learn.dl = dls.train
+        b = (TensorImage(x.clone()), y.clone())
+        learn._split(b)
+        learn("before_train")
+        learn("before_batch")
+    mixed = [lam * x[i] + (1 - lam) * x[j] for i, (lam, j) in enumerate(zip(mixup.lam, mixup.mix.partner, strict=True))]
+    torch.testing.assert_close(torch.Tensor(mixup.x), torch.stack(mixed))
+    assert torch.equal(mixup.y, y)
+    assert torch.equal(torch.Tensor(b[0]), x)
+    assert torch.equal(b[1], y)
+
+
+@every_method
+def test_the_tensor_type_survives_before_batch(method):
+    """CastToTensor, which comes later, is where fastai drops the type."""
+    seen = []
+    cast = on("before_batch", lambda learn: setattr(learn, "xb", (TensorImage(learn.xb[0]),)), order=-1)
+    look = on("before_batch", lambda learn: seen.append(type(learn.xb[0])) if learn.training else None, order=1)
+    learner(method(), cbs=[cast, look]).fit(1)
+    assert seen == [TensorImage] * 3
+
+
+# What subclasses of fastai's own MixHandler do
+
+
+class OldStyle(MixHandler):
+    """As fastai's own MixUp is written."""
+
+    def before_batch(self):
+        lam = self.distrib.sample((self.y.size(0),)).squeeze().to(self.x.device)
+        self.lam = torch.stack([lam, 1 - lam], 1).max(1)[0]
+        self.shuffle = torch.randperm(self.y.size(0))
+        self.yb1 = (self.y[self.shuffle],)
+        self.learn.xb = (torch.lerp(self.x[self.shuffle], self.x, self.lam.view(-1, 1, 1, 1)),)
+        if not self.stack_y:
+            self.learn.yb = (torch.lerp(self.yb1[0], self.y, self.lam.view(-1, 1)),)
+
+
+class OldLoss(OldStyle):
+    """With a loss of its own."""
+
+    calls = 0
+
+    def lf(self, pred, *yb):
+        if not self.training:
+            return self.old_lf(pred, *yb)
+        self.calls += 1
+        return 10 * F.cross_entropy(pred, *self.yb1) + 0 * self.old_lf(pred, *yb)
+
+
+def test_a_subclass_written_for_fastai_trains_on_class_numbers():
+    x, y, loss = images(n=BS), torch.randint(0, C, (BS,)), CrossEntropyLossFlat()
+    mixer = OldStyle(1)
+    learn = learner(mixer, x, y, loss=loss)
+    learn.fit(1)
+    (row,) = learn.spy.batches
+    each = [
+        lam * F.cross_entropy(p[None], t[None]) + (1 - lam) * F.cross_entropy(p[None], t1[None])
+        for lam, p, t, t1 in zip(mixer.lam, row["pred"], y, y[mixer.shuffle], strict=True)
+    ]
+    torch.testing.assert_close(row["loss"], sum(each) / BS, check_dtype=False)
+    assert learn.loss_func is loss
+
+
+def test_a_subclass_written_for_fastai_averages_floating_point_targets():
+    x, y = images(n=BS), torch.rand(BS, C)
+    mixer = OldStyle()
+    learn = learner(mixer, x, y, loss=MSELossFlat())
+    learn.fit(1)
+    (row,) = learn.spy.batches
+    target = torch.lerp(y[mixer.shuffle], y, mixer.lam[:, None])
+    torch.testing.assert_close(row["loss"], F.mse_loss(row["pred"], target), check_dtype=False)
+
+
+def test_a_subclass_may_bring_its_own_loss():
+    x, y = images(n=BS), torch.randint(0, C, (BS,))
+    mixer = OldLoss()
+    learn = learner(mixer, x, y)
+    learn.fit(1)
+    (row,) = learn.spy.batches
+    torch.testing.assert_close(row["loss"], 10 * F.cross_entropy(row["pred"], y[mixer.shuffle]), check_dtype=False)
+    assert mixer.calls == 1
+
+
+def test_a_new_method_is_a_draw():
+    class Half(MixHandler):
+        def draw(self, x):
+            return Mix(sample_partner(len(x)), torch.full((len(x),), 0.5))
+
+    x = images(n=BS)
+    learn = learner(Half(), x)
+    learn.fit(1)
+    (row,) = learn.spy.batches
+    torch.testing.assert_close(row["x"][0], (x + x[row["mix"].partner]) / 2)
+
+
+# Stacking
+
+
+class Stacked(nn.Module):
+    """A model that mixes by itself, as stack_x=True asks of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.net, self.seen = cnn(), []
+
+    def forward(self, x, *more):
+        self.seen.append((x, *more))
+        return self.net(x)
+
+
+@every_method
+def test_stack_x_gives_the_model_both_samples_and_lam(method):
+    x, y, model = images(n=BS), torch.randint(0, C, (BS,)), Stacked()
+    mixer = method(stack_x=True)
+    learn = learner(mixer, x, y, model=model)
+    learn.fit(1, 0.0)
+    own, partners, lam = model.seen[0]
+    (row,) = learn.spy.batches
+    assert torch.equal(own, x)
+    assert torch.equal(partners, x[row["mix"].partner])
+    assert torch.equal(lam, row["lam"])
+    torch.testing.assert_close(row["pred"], model.net(x))
+    assert len(model.seen[1]) == 1  # validation
+
+
+def test_stack_y_true_combines_losses_of_floats():
+    x, y = images(n=BS), torch.rand(BS, C)
+    learn = learner(MixUp(stack_y=True), x, y, loss=MSELossFlat())
+    learn.fit(1)
+    (row,) = learn.spy.batches
+    assert torch.equal(row["y"][0], y)
+    lam, y1 = row["lam"], y[row["mix"].partner]
+    each = lam * (row["pred"] - y).pow(2).mean(1) + (1 - lam) * (row["pred"] - y1).pow(2).mean(1)
+    torch.testing.assert_close(row["loss"], each.mean(), check_dtype=False)
+
+
+def test_stack_y_none_averages_floats():
+    x, y = images(n=BS), torch.rand(BS, C)
+    learn = learner(MixUp(), x, y, loss=MSELossFlat())
+    learn.fit(1)
+    (row,) = learn.spy.batches
+    lam, y1 = row["lam"][:, None], y[row["mix"].partner]
+    torch.testing.assert_close(row["y"][0], lam * y + (1 - lam) * y1)
+    torch.testing.assert_close(row["loss"], F.mse_loss(row["pred"], row["y"][0]), check_dtype=False)
+
+
+def test_stack_y_false_never_averages_class_numbers():
+    with pytest.raises(TypeError, match=r"torch.int64.*stack_y=True"):
+        learner(MixUp(stack_y=False)).fit(1)
+
+
+def test_labels_of_zeros_and_ones_become_the_floats_that_the_loss_wants():
+    x, y = images(n=BS), torch.randint(0, 2, (BS, C))
+    learn = learner(MixUp(), x, y, loss=BCEWithLogitsLossFlat())
+    learn.fit(1)
+    (row,) = learn.spy.batches
+    lam = row["lam"][:, None]
+    torch.testing.assert_close(row["y"][0], lam * y + (1 - lam) * y[row["mix"].partner])
+
+
+# Setups that cannot work
+
+
+def test_two_mixing_callbacks_are_refused():
+    learn = learner(MixUp())
+    learn.add_cb(CutMix())
+    with pytest.raises(ValueError, match=r"one mixing callback was wanted.*MixUp.*CutMix.*remove_cb"):
+        learn.fit(1)
+
+
+def test_cutmix_wants_positions():
+    with pytest.raises(ValueError, match=r"\(B, C, \*size\).*\(8, 60\) came"):
+        learner(CutMix(), images(n=BS).flatten(1), model=nn.Linear(60, C)).fit(1)
+
+
+def test_repr_tells_what_it_draws():
+    assert repr(MixUp(0.3, prob=0.5)) == "MixUp(alpha=0.3, prob=0.5)"
+
+
+def test_the_loss_is_wrapped_again_when_another_callback_replaces_it():
+    x, y = images(n=BS), torch.randint(0, C, (BS,))
+    learn = learner(MixUp(), x, y)
+    doubled = lambda pred, y, reduction="mean": 2 * F.cross_entropy(pred, y, reduction=reduction)  # noqa: E731
+    learn.add_cb(on("before_batch", lambda learn: setattr(learn, "loss_func", doubled)))
+    learn.fit(1)
+    (row,) = learn.spy.batches
+    lam, y1 = row["lam"], y[row["mix"].partner]
+    each = lam * F.cross_entropy(row["pred"], y, reduction="none")
+    each += (1 - lam) * F.cross_entropy(row["pred"], y1, reduction="none")
+    torch.testing.assert_close(row["loss"], 2 * each.mean(), check_dtype=False)
+    assert learn.loss_func is doubled
+
+
+def test_an_interrupted_training_leaves_a_harmless_loss_that_the_next_event_removes():
+    loss = CrossEntropyLossFlat()
+    learn = learner(MixUp(), loss=loss)
+
+    def stop(learn):
+        if learn.training:
+            raise KeyboardInterrupt
+
+    learn.add_cb(on("after_loss", stop))
+    with pytest.raises(KeyboardInterrupt):
+        learn.fit(1)
+    pred, y = torch.randn(4, C), torch.randint(0, C, (4,))
+    assert isinstance(learn.loss_func, MixUpLoss)
+    assert torch.equal(learn.loss_func(pred, y), loss(pred, y))
+    learn.remove_cb(learn.cbs[-1])
+    learn.validate()
+    assert learn.loss_func is loss
