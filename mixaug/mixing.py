@@ -21,7 +21,8 @@ def blend(x: Tensor, partner: Tensor, mask: Tensor) -> Tensor:
     `x` is (B, ..., *size), `partner` (B,) integers, `mask` (B, *size): its positions are the last axes of `x`. A bool
     mask chooses, for any dtype of `x`; a float mask averages, which is a TypeError for integers.
     """
-    plain = x.as_subclass(Tensor)  # a fastai tensor pays for its type in every operation
+    # A tensor of fastai's pays for its type in every operation
+    plain = x if type(x) is Tensor else x.as_subclass(Tensor)
     weight = mask.view(len(mask), *[1] * (x.ndim - mask.ndim), *mask.shape[1:])
     if mask.dtype == torch.bool:
         out = torch.where(weight, plain, plain[partner])
@@ -33,7 +34,7 @@ def blend(x: Tensor, partner: Tensor, mask: Tensor) -> Tensor:
             "turn images of bytes into floats first (fastai: batch_tfms=IntToFloatTensor()), mix codes and tokens in a "
             "hidden layer (ManifoldMixup), leave class numbers to the loss (stack_y=True)"
         )
-    if type(x) is not Tensor:
+    if plain is not x:
         out = out.as_subclass(type(x))
         vars(out).update(vars(x))
     return out

@@ -1,0 +1,66 @@
+"""What the project says of itself: the README's commands, the imports' one direction, the package's public names."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import mixaug
+
+ROOT = Path(__file__).parent.parent
+
+
+def commands():
+    """The two one-line commands of the README's section on installing."""
+    section = (ROOT / "README.md").read_text().split("## Install")[1].split("\n## ")[0]
+    return re.findall(r"```sh\n(.+)\n```", section)
+
+
+def test_the_readme_has_two_commands_of_one_line():
+    run, test = commands()
+    assert run.endswith("mixaug compare")
+    assert test.endswith("pytest")
+
+
+def test_ci_runs_the_readmes_test_command_to_the_letter():
+    assert commands()[1] in (ROOT / ".ci/run").read_text().splitlines()
+
+
+def ruff(name, text):
+    command = [sys.executable, "-m", "ruff", "check", "--output-format=concise", "--stdin-filename", f"mixaug/{name}.py"]
+    return subprocess.run([*command, "-"], input=text, capture_output=True, text=True, cwd=ROOT, timeout=60).stdout
+
+
+def test_masks_and_mixing_may_import_nothing_but_torch():
+    for name in ("masks", "mixing"):
+        text = (ROOT / f"mixaug/{name}.py").read_text()
+        assert "TID251" not in ruff(name, text)
+        for module in ("fastai.learner", "fastcore.basics", "mixaug.handlers"):
+            assert "TID251" in ruff(name, f"import {module}\n{text}")
+
+
+def test_imports_go_one_way():
+    order = ["masks", "mixing", "loss", "handlers", "manifold", "learner", "show", "__init__"]
+    for at, name in enumerate(order):
+        path = ROOT / f"mixaug/{name}.py"
+        imported = re.findall(r"^ *from \.(\w*) import (\w+)", path.read_text(), re.M) if path.exists() else []
+        assert {module or first for module, first in imported} <= set(order[:at]), name
+
+
+def test_every_public_name_is_there_and_documented():
+    for name in mixaug.__all__:
+        assert getattr(mixaug, name).__doc__, name
+
+
+def test_importing_the_package_brings_no_pictures_and_no_experiments():
+    code = "import sys, fastai.basics; a = set(sys.modules); import mixaug; print(*sorted(set(sys.modules) - a))"
+    run = [sys.executable, "-W", "ignore", "-c", code]
+    new = subprocess.run(run, capture_output=True, text=True, timeout=120, check=True).stdout.split()
+    assert [m for m in new if not m.startswith(("mixaug", "torch"))] == []
+
+
+def test_the_top_level_holds_nothing_else():
+    listing = subprocess.run(["git", "ls-files"], capture_output=True, text=True, cwd=ROOT, timeout=60).stdout
+    top = {line.split("/")[0] for line in listing.splitlines()}
+    allowed = {"pyproject.toml", "mixaug", "tests", "nbs", "README.md", "LICENSE"}
+    assert {name for name in top if not name.startswith(".")} <= allowed
