@@ -14,6 +14,7 @@ from .handlers import CutMix, MixHandler, MixUp
 from .loss import MixUpLoss, mixed_loss
 from .manifold import ManifoldMixup, OutputMixup, hidden_layers, mixable
 from .masks import box_mask, sample_lam
+from .metrics import MixedMetric
 from .mixing import Mix, blend, sample_partner
 
 __version__ = "0.1.0"
@@ -24,6 +25,7 @@ __all__ = [
     "MixHandler",
     "MixUp",
     "MixUpLoss",
+    "MixedMetric",
     "OutputMixup",
     "blend",
     "box_mask",

@@ -53,7 +53,7 @@ class MixHandler(Callback):
         self.prob = _number("prob", prob, lambda p: 0 <= p <= 1, "a share from 0 to 1")
         self.per_sample, self.fold, self.stack_x, self.stack_y = per_sample, fold, stack_x, stack_y
         self.distrib = _beta(torch.tensor(self.alpha))
-        self.mix = self.lam = self.yb1 = None
+        self.mix = self.lam = self.yb1 = self._own = None
         self.one_lam = False  # whether the loss is given one share for the batch
 
     def __repr__(self) -> str:
@@ -94,15 +94,16 @@ class MixHandler(Callback):
     def before_batch(self) -> None:
         x = item_find(self.xb)
         mixes = len(x) > 1 and self.prob > 0 and random.random() < self.prob
-        self.mix, self.lam, self.yb1 = self.draw(x) if mixes else None, torch.ones(len(x), device=x.device), None
+        self.mix, self.lam = self.draw(x) if mixes else None, torch.ones(len(x), device=x.device)
+        self.yb1 = self._own = None
         if self.mix is None:
             return
-        self.learn.yb = tuple(map(self._as_wanted, self.yb))
+        self._own = own = self.learn.yb = tuple(self._as_wanted(y) for y in self.yb)
         self.one_lam = not self.per_sample or (self.stack_y and not is_average(self.old_lf))
         if self.one_lam:
             self.mix = self.mix.shared()
-        self.lam, self.yb1 = self.mix.lam, tuple(y[self.mix.partner] for y in self.yb)
-        self.learn.yb = tuple(y if self.stacks(y) else self.mix.blend(y) for y in self.yb)
+        self.lam, self.yb1 = self.mix.lam, tuple(y[self.mix.partner] for y in own)
+        self.learn.yb = tuple(y if self.stacks(y) else self.mix.blend(y) for y in own)
         if self.stack_x:
             self.learn.xb = (*self.xb, *(x[self.mix.partner] for x in self.xb), self.lam)
         else:
@@ -118,6 +119,11 @@ class MixHandler(Callback):
         yb1 = tuple(y1.as_subclass(type(y)) if self.stacks(y) else y for y, y1 in zip(yb, self.yb1, strict=True))
         return mixed_loss(self.old_lf, pred, yb, yb1, self.lam[:1] if self.one_lam else self.lam)
 
+    def after_loss(self) -> None:
+        if self._own is not None:  # metrics see the samples' own targets, and maps as they were cut
+            left = zip(self.yb, self._own, strict=True)
+            self.learn.yb = tuple(y if self.stacks(y) or self.cuts(y) else own for y, own in left)
+
     def after_train(self) -> None:
         self.restore()
 
@@ -130,8 +136,11 @@ class MixHandler(Callback):
         """Whether a target is left as it is because the losses are combined instead."""
         if self._stack_y is not None:
             return self._stack_y
-        chosen = self.mix is not None and self.mix.mask.dtype == torch.bool and self.mix.covers(y)
-        return not (y.is_floating_point() or chosen)
+        return not (y.is_floating_point() or self.cuts(y))
+
+    def cuts(self, y: Tensor) -> bool:
+        """Whether a target is a map that is cut along with the input."""
+        return self.mix is not None and self.mix.mask.dtype == torch.bool and self.mix.covers(y)
 
     @property
     def stack_y(self) -> bool:
@@ -157,8 +166,17 @@ class MixHandler(Callback):
         self.learn.loss_func = self.old_lf
 
     def _as_wanted(self, y: Tensor) -> Tensor:
-        """A target as the loss wants it: fastai's losses for numbers turn integers into floats."""
-        return y.float() if getattr(self.old_lf, "floatify", False) and not y.is_floating_point() else y
+        """A target in the type its loss wants (fastai's for numbers turn integers into floats), if it can be mixed."""
+        if any(c.__name__ == "TensorBBox" for c in type(y).__mro__):
+            raise TypeError("bounding boxes came, which cannot be mixed: an average of two boxes is around nothing")
+        if getattr(self.old_lf, "floatify", False) and not y.is_floating_point():
+            y = y.float()
+        if y.ndim == 2 and y.is_floating_point() and self.cuts(y) and not self._stack_y:
+            raise ValueError(
+                f"a target of shape {tuple(y.shape)} came with inputs of {y.shape[1]} positions: if it is a value for "
+                "each position, give it an axis of channels (B, 1, L); if it is labels of the sample, use stack_y=True"
+            )
+        return y
 
 
 @delegates()

@@ -27,7 +27,15 @@ def test_ci_runs_the_readmes_test_command_to_the_letter():
 
 
 def ruff(name, text):
-    command = [sys.executable, "-m", "ruff", "check", "--output-format=concise", "--stdin-filename", f"mixaug/{name}.py"]
+    command = [
+        sys.executable,
+        "-m",
+        "ruff",
+        "check",
+        "--output-format=concise",
+        "--stdin-filename",
+        f"mixaug/{name}.py",
+    ]
     return subprocess.run([*command, "-"], input=text, capture_output=True, text=True, cwd=ROOT, timeout=60).stdout
 
 
@@ -40,7 +48,7 @@ def test_masks_and_mixing_may_import_nothing_but_torch():
 
 
 def test_imports_go_one_way():
-    order = ["masks", "mixing", "loss", "handlers", "manifold", "learner", "show", "__init__"]
+    order = ["masks", "mixing", "loss", "handlers", "manifold", "metrics", "learner", "show", "__init__"]
     for at, name in enumerate(order):
         path = ROOT / f"mixaug/{name}.py"
         imported = re.findall(r"^ *from \.(\w*) import (\w+)", path.read_text(), re.M) if path.exists() else []
