@@ -86,8 +86,8 @@ class ManifoldMixup(MixHandler):
     """Average each sample with its partner in one random layer of each batch, proceedings.mlr.press/v97/verma19a.
 
     The layer's output may be a tensor or any nest of tuples, lists and dicts: every floating-point tensor with the
-    batch in front is mixed. From `before_fit` on, `layers` has the layers in question by name (see
-    `hidden_layers`); in a batch `layer` is the name drawn, None for the input.
+    batch in front is mixed. From `before_fit` on, `hidden_layers` has the layers in question by name (see the
+    function); in a batch `mixed_layer` is the one drawn, None for the input.
     ValueError in `before_fit` if there are none; RuntimeError if the layer drawn does not run once in a batch.
     """
 
@@ -100,10 +100,10 @@ class ManifoldMixup(MixHandler):
         **kwargs: Any,
     ):
         super().__init__(alpha, **kwargs)
-        self.input_mixup, self.modules, self.layers = input_mixup, None, {}
+        self.input_mixup, self.modules, self.hidden_layers = input_mixup, None, {}
         if modules is not None:
             self.modules = _modules(modules)
-        self.layer: Any = None
+        self.mixed_layer: Any = None
         self._hooks, self._runs = [], None  # of the layer drawn, while its batch is on its way
 
     draw = MixUp.draw
@@ -113,8 +113,8 @@ class ManifoldMixup(MixHandler):
         names = {module: name for name, module in self.model.named_modules()}
         if foreign := [type(m).__name__ for m in self.modules or () if m not in names]:
             raise ValueError(f"modules came with {foreign}, which {type(self.model).__name__} does not contain")
-        self.layers = hidden_layers(self.model) if self.modules is None else {names[m]: m for m in self.modules}
-        if not self.layers:
+        self.hidden_layers = hidden_layers(self.model) if self.modules is None else {names[m]: m for m in self.modules}
+        if not self.hidden_layers:
             raise ValueError(
                 f"no layer of {type(self.model).__name__} was found that may be mixed: name some (modules=[...]) or "
                 "mark them in the model (mixable(layer))"
@@ -122,7 +122,7 @@ class ManifoldMixup(MixHandler):
 
     def before_train(self) -> None:
         super().before_train()
-        self._hooks = [m.register_forward_hook(self._mix_output) for m in self.layers.values()]
+        self._hooks = [m.register_forward_hook(self._mix_output) for m in self.hidden_layers.values()]
 
     def restore(self) -> None:
         super().restore()
@@ -132,23 +132,23 @@ class ManifoldMixup(MixHandler):
 
     def mix_features(self) -> None:
         floats = all(t.is_floating_point() for t in tree_leaves(tuple(self.xb)) if isinstance(t, Tensor))
-        places = [*self.layers, *([None] if self.input_mixup and floats else [])]
-        self.layer = random.choice(places)
-        self._runs = None if self.layer is None else 0
-        if self.layer is None:
+        places = [*self.hidden_layers, *([None] if self.input_mixup and floats else [])]
+        self.mixed_layer = random.choice(places)
+        self._runs = None if self.mixed_layer is None else 0
+        if self.mixed_layer is None:
             super().mix_features()
 
     def after_pred(self) -> None:
         runs, self._runs = self._runs, None
         if runs not in (None, 1):
             raise RuntimeError(
-                f"the layer {self.layer!r} was to be mixed, which wants one run in a forward pass, and it ran "
+                f"the layer {self.mixed_layer!r} was to be mixed, which wants one run in a forward pass, and it ran "
                 f"{runs} times: leave it out (modules=[...])"
             )
         super().after_pred()
 
     def _mix_output(self, module: nn.Module, args: Any, output: Any) -> Any:
-        if self._runs is None or module is not self.layers[self.layer]:
+        if self._runs is None or module is not self.hidden_layers[self.mixed_layer]:
             return None
         self._runs += 1
         return blend_all(self.mix, output)

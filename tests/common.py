@@ -27,7 +27,7 @@ class Spy(Callback):
         if self.training:
             row = {"x": self.learn.xb, "y": self.learn.yb, "iter": self.iter}
             if self.mixer is not None:
-                names = ("mix", "lam", "yb1", "one_lam", "layer")
+                names = ("mix", "lam", "yb1", "one_lam", "mixed_layer")
                 row.update((name, getattr(self.mixer, name)) for name in names if name in vars(self.mixer))
             self.batches.append(row)
 

@@ -103,8 +103,8 @@ def test_modules_given_are_the_ones_chosen():
     model = cnn()
     learn = learner(ManifoldMixup(modules=[model[3], model[1]], input_mixup=False), model=model)
     learn.fit(6)
-    assert list(learn.manifold_mixup_cb.layers) == ["3", "1"]
-    assert {row["layer"] for row in learn.spy.batches} == {"1", "3"}
+    assert list(learn.manifold_mixup_cb.hidden_layers) == ["3", "1"]
+    assert {row["mixed_layer"] for row in learn.spy.batches} == {"1", "3"}
 
 
 def test_modules_of_another_model_are_refused():
@@ -144,7 +144,7 @@ def test_integer_inputs_are_left_to_the_hidden_layers():
     model = nn.Sequential(nn.Embedding(10, 4), nn.Flatten(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, C))
     learn = learner(ManifoldMixup(), torch.randint(0, 10, (22, 3)), model=model)
     learn.fit(6)
-    assert {row["layer"] for row in learn.spy.batches} == {"2"}
+    assert {row["mixed_layer"] for row in learn.spy.batches} == {"2"}
 
 
 Pair = namedtuple("Pair", "left right")

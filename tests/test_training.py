@@ -73,11 +73,11 @@ def test_manifold_mixup_mixes_the_layer_it_names_and_no_other(input_mixup):
     learn.fit(8, 0.0)  # the weights stay, so that each forward pass can be done again by hand
     for row in learn.spy.batches:
         own = x[row["iter"] * BS : (row["iter"] + 1) * BS]
-        cut = 0 if row["layer"] is None else int(row["layer"]) + 1
+        cut = 0 if row["mixed_layer"] is None else int(row["mixed_layer"]) + 1
         with torch.no_grad():
             hidden = slow_features(model[:cut](own), row["mix"].partner, row["lam"])
             torch.testing.assert_close(row["pred"], model[cut:](hidden))
-    drawn = {row["layer"] for row in learn.spy.batches}
+    drawn = {row["mixed_layer"] for row in learn.spy.batches}
     assert drawn == ({None, "0", "2"} if input_mixup else {"0", "2"})
 
 
