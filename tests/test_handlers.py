@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from common import BS, METHODS, C, cnn, images, learner, loaders, on
+from common import BS, METHODS, C, cnn, images, learner, loaders, no_hooks, on
+from fastai.callback.core import CancelBatchException, CancelEpochException, CancelFitException, CancelTrainException
 from fastai.learner import Learner
 from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat, MSELossFlat
 from fastai.torch_core import TensorImage
@@ -277,6 +278,28 @@ def test_the_loss_is_wrapped_again_when_another_callback_replaces_it():
     each += (1 - lam) * F.cross_entropy(row["pred"], y1, reduction="none")
     torch.testing.assert_close(row["loss"], 2 * each.mean(), check_dtype=False)
     assert learn.loss_func is doubled
+
+
+CANCELS = (CancelBatchException, CancelTrainException, CancelEpochException, CancelFitException)
+
+
+@every_method
+@pytest.mark.parametrize("cancel", CANCELS)
+@pytest.mark.parametrize("event", ["before_train", "before_batch", "after_pred", "after_loss", "after_batch"])
+@pytest.mark.parametrize("order", [-1, 2])
+def test_a_training_that_is_cancelled_leaves_nothing_behind(method, cancel, event, order):
+    if cancel is CancelBatchException and event in ("before_train", "after_batch"):
+        return  # nothing would catch it there
+
+    def stop(learn):
+        if learn.training:
+            raise cancel
+
+    loss = CrossEntropyLossFlat()
+    learn = learner(method(), loss=loss, cbs=[on(event, stop, order)])
+    learn.fit(1)
+    assert learn.loss_func is loss
+    assert no_hooks(learn.model)
 
 
 def test_an_interrupted_training_leaves_a_harmless_loss_that_the_next_event_removes():

@@ -52,6 +52,13 @@ class Custom(nn.Module):
         return F.cross_entropy(pred, targ, WEIGHT, reduction=self.reduction)
 
 
+class Squared(CrossEntropyLossFlat):
+    """A loss of the user's that builds on one of fastai's."""
+
+    def __call__(self, pred, targ, **kwargs):
+        return super().__call__(pred, targ, **kwargs) ** 2
+
+
 def classes(*size):
     return torch.randn(N, C, *size), torch.randint(0, C, (N, *size)), torch.randint(0, C, (N, *size))
 
@@ -123,6 +130,7 @@ WEIGHTED = {
     "partial": (partial(F.cross_entropy, weight=WEIGHT, ignore_index=IGNORE), classes),
 }
 OTHERS = {
+    "Squared": (Squared(), classes),
     "CombinedLoss": (CombinedLoss(), partial(classes, 3, 5)),
     "lambda": (lambda pred, y: F.cross_entropy(pred, y).exp(), classes),
     "Custom": (Custom(), classes),
@@ -238,6 +246,10 @@ def test_with_nothing_to_mix_the_users_loss_is_meant_bit_for_bit(loss, data):
 @table(EVERY)
 def test_only_torchs_and_fastais_averages_are_taken_apart(loss, data):
     assert is_average(loss) == all(loss is not other for other, _ in OTHERS.values())
+
+
+def test_a_loss_that_divides_by_the_length_of_targets_is_no_average():
+    assert not is_average(nn.CTCLoss())
 
 
 def test_a_batch_of_ignored_targets_behaves_as_torchs_loss():
