@@ -93,6 +93,21 @@ def test_a_text_classifier_is_mixed_in_its_head():
     assert list(hidden_layers(model)) == ["1.layers.0"]
 
 
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.rnn, self.out = nn.GRU(4, 4, batch_first=True), nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.out(self.rnn(x)[0])
+
+
+def test_nothing_recurrent_is_mixed():
+    block = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+    model = nn.Sequential(block, Recurrent(), nn.Flatten(), nn.Linear(12, C))
+    assert list(hidden_layers(model)) == ["0.0"]
+
+
 def test_marked_layers_come_before_all_others():
     model = convnet()
     assert mixable(model[1][0]) is model[1][0]

@@ -6,6 +6,7 @@ from common import BS, METHODS, C, N, images, learner
 from fastai.losses import BCEWithLogitsLossFlat
 from fastai.metrics import AccumMetric, F1Score, accuracy, accuracy_multi
 from sklearn.metrics import f1_score
+from torch import nn
 
 from mixaug import CutMix, MixedMetric, MixUp
 
@@ -40,7 +41,7 @@ def test_a_function_is_weighed_sample_by_sample(method):
 
 def test_any_other_metric_keeps_two_accounts():
     y = torch.randint(0, C, (N,))
-    learn = learner(MixUp(1), y=y)
+    learn = learner(MixUp(1), y=y, model=nn.Sequential(nn.Flatten(), nn.Linear(60, C)))
     mixed = record(learn, MixedMetric(F1Score(average="macro")))[1]
     pred = torch.cat([row["pred"] for row in learn.spy.batches]).argmax(1)
     lam = torch.cat([row["lam"] for row in learn.spy.batches]).mean()
@@ -60,7 +61,7 @@ def test_plain_metrics_see_whole_labels():
 
 def test_a_map_counts_as_it_was_cut():
     x, y = images(), torch.randint(0, C, (N, 5, 6))
-    learn = learner(CutMix(), x, y, model=torch.nn.Conv2d(2, C, 1), loss=torch.nn.CrossEntropyLoss())
+    learn = learner(CutMix(), x, y, model=nn.Conv2d(2, C, 1), loss=nn.CrossEntropyLoss())
     seen = record(learn, MixedMetric(lambda pred, y: right(pred, y).mean()))[1]
     total = sum(right(row["pred"], row["y"][0]).mean((1, 2)).sum() for row in learn.spy.batches)
     assert seen == pytest.approx(total.item() / N)
