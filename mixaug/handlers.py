@@ -79,11 +79,26 @@ class MixHandler(Callback):
         """Draw each sample's share, shape (B,), from `self.distrib`."""
         return sample_lam(self.distrib, len(x), self.fold).to(x.device)
 
+    def stack_features(self) -> None:
+        """Give the model both samples and the share, unmixed."""
+        self.learn.xb = (*self.xb, *(x[self.mix.partner] for x in self.xb), self.lam)
+
+    def mix_targets(self) -> None:
+        """Blend the targets that can be, and keep the partners' targets for the loss of the others."""
+        self._own = self.learn.yb = tuple(self._as_wanted(y) for y in self.yb)
+        self.one_lam = not self.per_sample or (self.stack_y and not is_average(self.old_lf))
+        if self.one_lam:
+            self.mix = self.mix.shared()
+        self.lam, self.yb1 = self.mix.lam, tuple(y[self.mix.partner] for y in self._own)
+        self.learn.yb = tuple(y if self.stacks(y) else self.mix.blend(y) for y in self._own)
+
     # The flow of a batch
 
     def before_fit(self) -> None:
         self.restore()
-        if len(mixers := self.learn._grab_cbs(MixHandler)) > 1:
+        # fastai's own callbacks have a handler of the same name
+        mixers = [cb for cb in self.learn.cbs if any(c.__name__ == MixHandler.__name__ for c in type(cb).__mro__)]
+        if len(mixers) > 1:
             raise ValueError(f"one mixing callback was wanted, {mixers} came: keep one (learn.remove_cb)")
         if isinstance(self.distrib, Beta):
             self.distrib = _beta(self.distrib.concentration1.to(next(self.model.parameters()).device))
@@ -93,21 +108,12 @@ class MixHandler(Callback):
 
     def before_batch(self) -> None:
         x = item_find(self.xb)
-        mixes = len(x) > 1 and self.prob > 0 and random.random() < self.prob
-        self.mix, self.lam = self.draw(x) if mixes else None, torch.ones(len(x), device=x.device)
-        self.yb1 = self._own = None
-        if self.mix is None:
-            return
-        self._own = own = self.learn.yb = tuple(self._as_wanted(y) for y in self.yb)
-        self.one_lam = not self.per_sample or (self.stack_y and not is_average(self.old_lf))
-        if self.one_lam:
-            self.mix = self.mix.shared()
-        self.lam, self.yb1 = self.mix.lam, tuple(y[self.mix.partner] for y in own)
-        self.learn.yb = tuple(y if self.stacks(y) else self.mix.blend(y) for y in own)
-        if self.stack_x:
-            self.learn.xb = (*self.xb, *(x[self.mix.partner] for x in self.xb), self.lam)
-        else:
-            self.mix_features()
+        drawn = len(x) > 1 and self.prob > 0 and random.random() < self.prob
+        self.mix = self.draw(x) if drawn else None
+        self.lam, self.yb1, self._own = torch.ones(len(x), device=x.device), None, None
+        if self.mix is not None:
+            self.mix_targets()
+            self.stack_features() if self.stack_x else self.mix_features()
 
     def after_pred(self) -> None:
         if self.yb1 is not None and self.stack_y:

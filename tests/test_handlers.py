@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from common import BS, METHODS, C, cnn, images, learner, loaders, no_hooks, on
 from fastai.callback.core import CancelBatchException, CancelEpochException, CancelFitException, CancelTrainException
+from fastai.callback.mixup import CutMix as FastaiCutMix
 from fastai.learner import Learner
 from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat, MSELossFlat
 from fastai.torch_core import TensorImage
@@ -254,6 +255,13 @@ def test_two_mixing_callbacks_are_refused():
     learn = learner(MixUp())
     learn.add_cb(CutMix())
     with pytest.raises(ValueError, match=r"one mixing callback was wanted.*MixUp.*CutMix.*remove_cb"):
+        learn.fit(1)
+
+
+def test_fastais_own_mixup_beside_ours_is_refused():
+    learn = learner(MixUp())
+    learn.add_cb(FastaiCutMix())
+    with pytest.raises(ValueError, match="one mixing callback was wanted"):
         learn.fit(1)
 
 

@@ -8,6 +8,7 @@ from itertools import product
 import pytest
 import torch
 import torch.nn.functional as F
+from common import METHODS, learner, on
 from fastai.losses import (
     BCELossFlat,
     BCEWithLogitsLossFlat,
@@ -161,15 +162,40 @@ def at(loss, option, default):
     return getattr(getattr(loss, "func", loss), option, default)
 
 
+def average(loss, pred, y, y1, lam):
+    """The formula for an average of unreduced values: sample by sample."""
+    each = [
+        lam[i] * loss(pred[i : i + 1], y[i : i + 1]) + (1 - lam[i]) * loss(pred[i : i + 1], y1[i : i + 1])
+        for i in range(len(lam))
+    ]
+    reduction = at(loss, "reduction", "mean")
+    return torch.cat(each) if reduction == "none" else sum(each) / (len(lam) if reduction == "mean" else 1)
+
+
+def weighted(loss, pred, y, y1, lam):
+    """The formula for a loss that divides by the targets' weights: position by position."""
+    weight, ignored = at(loss, "weight", None), at(loss, "ignore_index", -100)
+    smoothing = {"label_smoothing": at(loss, "label_smoothing", 0.0)}
+    value = F.nll_loss if "nll" in str(loss).lower() else partial(F.cross_entropy, **smoothing)
+    total = count = 0.0
+    for i, p in product(range(len(lam)), product(*map(range, y.shape[1:]))):
+        for share, target in ((lam[i], y[(i, *p)]), (1 - lam[i], y1[(i, *p)])):
+            if target != ignored:
+                total += share * value(pred[(i, slice(None), *p)][None], target[None], weight, reduction="sum")
+                count += share * (1 if weight is None else weight[target])
+    return total / count
+
+
+def one_lam(loss, pred, y, y1, lam):
+    """The formula for any loss, for which all shares have to be equal."""
+    assert len(lam.unique()) == 1
+    return lam[0] * loss(pred, y) + (1 - lam[0]) * loss(pred, y1)
+
+
 @table(AVERAGES)
 def test_samples_are_weighed_one_by_one(loss, data):
     (pred, y, y1), lam = data(), torch.rand(N)
-    each = [
-        lam[i] * loss(pred[i : i + 1], y[i : i + 1]) + (1 - lam[i]) * loss(pred[i : i + 1], y1[i : i + 1])
-        for i in range(N)
-    ]
-    reduction = at(loss, "reduction", "mean")
-    expected = torch.cat(each) if reduction == "none" else sum(each) / (N if reduction == "mean" else 1)
+    expected = average(loss, pred, y, y1, lam)
     torch.testing.assert_close(mixed_loss(loss, pred, (y,), (y1,), lam), expected, check_dtype=False)
 
 
@@ -177,20 +203,36 @@ def test_samples_are_weighed_one_by_one(loss, data):
 def test_weights_and_ignored_targets_are_mixed_like_the_losses(loss, data):
     (pred, y, y1), lam = data(), torch.rand(N)
     pred = pred.log_softmax(1) if "nll" in str(loss).lower() else pred
-    weight, ignored = at(loss, "weight", None), at(loss, "ignore_index", -100)
-    value = (
-        F.nll_loss
-        if "nll" in str(loss).lower()
-        else partial(F.cross_entropy, label_smoothing=at(loss, "label_smoothing", 0.0))
-    )
-    total = count = 0.0
-    for i, at_p in product(range(N), product(*map(range, y.shape[1:]))):
-        for share, target in ((lam[i], y[(i, *at_p)]), (1 - lam[i], y1[(i, *at_p)])):
-            if target == ignored:
-                continue
-            total += share * value(pred[(i, slice(None), *at_p)][None], target[None], weight, reduction="sum")
-            count += share * (1 if weight is None else weight[target])
-    torch.testing.assert_close(mixed_loss(loss, pred, (y,), (y1,), lam), total / count, check_dtype=False)
+    expected = weighted(loss, pred, y, y1, lam)
+    torch.testing.assert_close(mixed_loss(loss, pred, (y,), (y1,), lam), expected, check_dtype=False)
+
+
+FORMULAS = [*((row, average) for row in AVERAGES.values()), *((row, weighted) for row in WEIGHTED.values()),
+            *((row, one_lam) for row in OTHERS.values())]  # fmt: skip
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+@pytest.mark.parametrize(("row", "formula"), FORMULAS, ids=EVERY)
+def test_every_loss_with_every_method(row, formula, method):
+    (loss, data), size = row, (3, 5)
+    pred, y, _ = data()
+    y = torch.cat([y, data()[1]])
+    maps, needs = y.shape[1:] == size, str(loss).lower()
+    body = nn.Conv2d(2, 8, 1) if maps else nn.Sequential(nn.Flatten(), nn.Linear(30, 8))
+    last = nn.Conv2d(8, C, 1) if maps else nn.Linear(8, pred.shape[1])
+    tail = nn.Sigmoid() if "bceloss" in needs else nn.LogSoftmax(1) if "nll" in needs else nn.Identity()
+    learn = learner(method(1), torch.randn(2 * N, 2, *size), y, nn.Sequential(body, nn.ReLU(), last, tail), loss, bs=N)
+    if at(loss, "reduction", "mean") == "none":
+        learn.cbs = learn.cbs.filter(lambda cb: cb.name != "recorder")  # which wants one number
+        learn.add_cb(on("after_loss", lambda learn: setattr(learn, "loss_grad", learn.loss_grad.mean())))
+    learn.fit(1, 0.01)
+    for batch in learn.spy.batches:
+        own, mix = y[batch["iter"] * N : (batch["iter"] + 1) * N], batch["mix"]
+        if own.is_floating_point() or (maps and method is METHODS["CutMix"]):
+            expected = loss(batch["pred"], mix.blend(own))
+        else:
+            expected = formula(loss, batch["pred"], own, own[mix.partner], batch["lam"])
+        torch.testing.assert_close(batch["loss"], expected.detach(), check_dtype=False)
 
 
 @pytest.mark.parametrize("flat", [False, True])
