@@ -9,32 +9,32 @@ from typing import Any
 import torch
 from fastai.callback.core import Callback
 from fastai.learner import Learner
-from fastai.torch_core import item_find
 from fastcore.meta import delegates
 from torch import Tensor
 from torch.distributions import Beta
-from torch.utils._pytree import tree_map_only
 
 from .loss import MixUpLoss, is_average, mixed_loss
 from .masks import box_mask, sample_lam
-from .mixing import Mix, sample_partner
+from .mixing import Mix, map_tensors, sample_partner, tensors
 
 
 class MixHandler(Callback):
     """Mix the samples of each training batch with one another, features and targets alike.
 
     A method is a `draw`: who is mixed with whom, and how much of itself each sample keeps; the bare handler mixes
-    nothing. After `before_batch` the callback has `mix` (the `Mix` drawn, None where the batch stays as it is), `lam`
-    (the share that each sample keeps, shape (B,)) and `yb1` (the partners' targets, a tuple).
+    nothing. After `before_batch` the callback has `mix` (the `Mix` drawn), `lam` (the share that each sample keeps,
+    shape (B,)) and `yb1` (the partners' targets, a tuple): None, ones and None where the batch stays as it is.
+
+    The draws of torch's Beta are near one half too often for an alpha below .01: use prob to mix less.
 
     What becomes of a target is decided by its type. Floating-point targets are averaged. A map over the input's
     positions gets the mask of the input. Class numbers cannot be averaged: there the losses are combined, by a
-    `MixUpLoss` in the place of `learn.loss_func` while training. Losses other than torch's and fastai's own then get
-    one share for the whole batch, with which the combination is exact whatever they compute.
+    `MixUpLoss` in the place of `learn.loss_func` while training. A loss that is not known to be an average (see
+    `is_average`) then gets one share for the batch, with which the combination is exact whatever it computes.
     """
 
     run_valid = False
-    learn: Any
+    _learn: Any = None
     mix: Any
     lam: Any
     yb1: Any
@@ -46,7 +46,7 @@ class MixHandler(Callback):
         prob: float = 1.0,  # Share of the batches that are mixed
         per_sample: bool = True,  # A draw for each sample; False: one share, one box for the batch
         fold: bool = True,  # Keep max(t, 1 - t) of a draw t, so that the larger share is the sample's own
-        stack_x: bool = False,  # Give the model (x, x[partner], lam), to mix by itself
+        stack_x: bool = False,  # Give the model (x, x[partner], lam), to mix by itself; x alone where nothing is mixed
         stack_y: bool | None = None,  # True: combine losses; False: average targets; None: by the target's type
     ):
         self.alpha = _number("alpha", alpha, lambda a: 0 < a < math.inf, "a finite number above 0")
@@ -58,6 +58,19 @@ class MixHandler(Callback):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(alpha={self.alpha}, prob={self.prob})"
+
+    @property
+    def learn(self) -> Any:
+        """The one learner that has this callback: being added to another, it leaves the first in order."""
+        return self._learn
+
+    @learn.setter
+    def learn(self, learn: Any) -> None:
+        if self._learn is not None and learn is not self._learn:
+            self.restore()
+            former, self._learn = self._learn, None
+            former.remove_cb(self)
+        self._learn = learn
 
     @property
     def name(self) -> str:
@@ -73,7 +86,7 @@ class MixHandler(Callback):
 
     def mix_features(self) -> None:
         """Blend the inputs; a method that mixes elsewhere overrides this."""
-        self.learn.xb = tree_map_only(Tensor, self.mix.blend, tuple(self.xb))
+        self.learn.xb = map_tensors(self.mix.blend, tuple(self.xb))
 
     def draw_lam(self, x: Tensor) -> Tensor:
         """Draw each sample's share, shape (B,), from `self.distrib`."""
@@ -81,7 +94,8 @@ class MixHandler(Callback):
 
     def stack_features(self) -> None:
         """Give the model both samples and the share, unmixed."""
-        self.learn.xb = (*self.xb, *(x[self.mix.partner] for x in self.xb), self.lam)
+        partners = map_tensors(lambda x: x[self.mix.partner], tuple(self.xb))
+        self.learn.xb = (*self.xb, *partners, self.lam)
 
     def mix_targets(self) -> None:
         """Blend the targets that can be, and keep the partners' targets for the loss of the others."""
@@ -107,7 +121,7 @@ class MixHandler(Callback):
         self.wrap_loss()
 
     def before_batch(self) -> None:
-        x = item_find(self.xb)
+        x = tensors(self.xb)[0]
         drawn = len(x) > 1 and self.prob > 0 and random.random() < self.prob
         self.mix = self.draw(x) if drawn else None
         self.lam, self.yb1, self._own = torch.ones(len(x), device=x.device), None, None
@@ -118,17 +132,21 @@ class MixHandler(Callback):
     def after_pred(self) -> None:
         if self.yb1 is not None and self.stack_y:
             self.wrap_loss()
-            self.learn.loss_func.once = self.lf
+            # Until it was computed, and for no other prediction
+            self.learn.loss_func.instead = lambda pred, *yb: (self.lf if pred is self.pred else self.old_lf)(pred, *yb)
 
     def lf(self, pred: Any, *yb: Any) -> Tensor:
-        """Return the loss of a mixed batch whose class numbers are the samples' own."""
+        """Return the loss of a mixed batch: `lam · L(pred, yb) + (1 - lam) · L(pred, yb1)`."""
         yb1 = tuple(y1.as_subclass(type(y)) if self.stacks(y) else y for y, y1 in zip(yb, self.yb1, strict=True))
         return mixed_loss(self.old_lf, pred, yb, yb1, self.lam[:1] if self.one_lam else self.lam)
 
     def after_loss(self) -> None:
+        if self.yb1 is not None:
+            self.wrap_loss()  # anew, without `instead`
         if self._own is not None:  # metrics see the samples' own targets, and maps as they were cut
             left = zip(self.yb, self._own, strict=True)
             self.learn.yb = tuple(y if self.stacks(y) or self.cuts(y) else own for y, own in left)
+            self._own = None
 
     def after_train(self) -> None:
         self.restore()
@@ -173,6 +191,8 @@ class MixHandler(Callback):
 
     def _as_wanted(self, y: Tensor) -> Tensor:
         """A target in the type its loss wants (fastai's for numbers turn integers into floats), if it can be mixed."""
+        if not isinstance(y, Tensor):
+            raise TypeError(f"a target of type {type(y).__name__} came, tensors were wanted, each a target of its own")
         if any(c.__name__ == "TensorBBox" for c in type(y).__mro__):
             raise TypeError("bounding boxes came, which cannot be mixed: an average of two boxes is around nothing")
         if getattr(self.old_lf, "floatify", False) and not y.is_floating_point():
@@ -208,7 +228,7 @@ class MixUp(MixHandler):
 class CutMix(MixHandler):
     """Replace one random box of each sample by its partner's, https://arxiv.org/abs/1905.04899.
 
-    For inputs (B, C, *size) of any type with one to three axes of positions: a segment, a rectangle, a cuboid; each
+    For inputs (B, C, *size) of any type with axes of positions: a segment, a rectangle, a cuboid; each
     sample has a box of its own. `lam` is the share of positions kept, exactly. ValueError for inputs without positions.
     """
 

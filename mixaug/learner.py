@@ -1,5 +1,7 @@
 """One line for each method on `Learner`."""
 
+from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 from fastai.learner import Learner
@@ -13,6 +15,20 @@ from .manifold import ManifoldMixup, OutputMixup
 def _mix_with(learn: Learner, cb: MixHandler) -> Learner:
     """Add `cb` in the place of the mixing callbacks that the learner has."""
     return learn.remove_cbs(learn._grab_cbs(MixHandler)).add_cb(cb)
+
+
+def _without_mixing(export: Callable) -> Callable:
+    """Make `Learner.export` leave mixing out, so that its file opens where mixaug is not installed."""
+
+    @wraps(export)
+    def inner(self: Learner, *args: Any, **kwargs: Any) -> None:
+        with self.removed_cbs(self._grab_cbs(MixHandler)):
+            export(self, *args, **kwargs)
+
+    return inner
+
+
+Learner.export = _without_mixing(Learner.export)  # pyright: ignore[reportAttributeAccessIssue]  (patched by fastai)
 
 
 @patch

@@ -8,29 +8,56 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from fastai.layers import NoneReduce
-from fastai.losses import BaseLoss, LabelSmoothingCrossEntropy
+from fastai.losses import BaseLoss, DiceLoss, FocalLoss, LabelSmoothingCrossEntropy
 from fastcore.basics import noop
 from torch import Tensor, nn
 
+# Losses that are an average, or a sum, of their unreduced values. What is not listed may be anything.
+_AVERAGES = {
+    nn.BCELoss,
+    nn.BCEWithLogitsLoss,
+    nn.CrossEntropyLoss,
+    nn.HuberLoss,
+    nn.KLDivLoss,
+    nn.L1Loss,
+    nn.MSELoss,
+    nn.NLLLoss,
+    nn.SmoothL1Loss,
+    DiceLoss,
+    FocalLoss,
+    LabelSmoothingCrossEntropy,
+    F.binary_cross_entropy,
+    F.binary_cross_entropy_with_logits,
+    F.cross_entropy,
+    F.huber_loss,
+    F.l1_loss,
+    F.mse_loss,
+    F.nll_loss,
+    F.smooth_l1_loss,
+}
+# Of these the average is divided by the sum of the weights of the targets' classes
+_BY_CLASS = {nn.CrossEntropyLoss, nn.NLLLoss, LabelSmoothingCrossEntropy, F.cross_entropy, F.nll_loss}
+# and of these by that of weights of another kind, if they are given any
+_BY_WEIGHT = {F.huber_loss, F.l1_loss, F.mse_loss, F.smooth_l1_loss}
+
 
 class MixUpLoss:
-    """The user's loss in every respect, but for the one call after `once` was set, which goes to `once`.
+    """The user's loss in every respect, but while `instead` is set: then that is called in its place.
 
     Attributes are read from and written to the user's loss. A copy or a pickle of it is the user's loss alone, so that
     a wrapper which an interrupted training left behind does no harm.
     """
 
-    __slots__ = ("loss_func", "once")
+    __slots__ = ("instead", "loss_func")
 
     def __init__(
         self,
         loss_func: Callable,  # The user's loss
     ):
-        self.loss_func, self.once = loss_func, None
+        self.loss_func, self.instead = loss_func, None
 
     def __call__(self, pred: Any, *yb: Any, **kwargs: Any) -> Tensor:
-        once, self.once = self.once, None
-        return (once or self.loss_func)(pred, *yb, **kwargs)
+        return (self.instead or self.loss_func)(pred, *yb, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(object.__getattribute__(self, "loss_func"), name)
@@ -77,7 +104,7 @@ def mixed_loss(loss_func: Callable, pred: Any, yb: Sequence[Any], yb1: Sequence[
         return values.view_as(own)
     if reduction == "sum":
         return values.sum()
-    if not _weighs_classes(loss_func, yb):
+    if _kind(loss_func) not in _BY_CLASS or yb[0].is_floating_point():
         return values.mean()
     weight = mix(_class_weights(loss_func, yb[0]), _class_weights(loss_func, yb1[0])).sum()
     smooth = _smoothing(loss_func, pred, yb)
@@ -85,17 +112,16 @@ def mixed_loss(loss_func: Callable, pred: Any, yb: Sequence[Any], yb1: Sequence[
 
 
 def is_average(loss_func: Callable) -> bool:
-    """Whether the loss is known to be an average that `mixed_loss` can take apart: torch's own losses and fastai's.
+    """Whether the loss is known to be an average that `mixed_loss` can take apart, as most of torch's and fastai's are.
 
-    Anybody else's may be anything (Dice and focal added up, an average over the foreground): there one lam for the
-    batch, which is exact for every loss, has to do.
+    Any other may be anything (Dice and focal added up, an average over the foreground): there one lam for the batch,
+    which is exact for every loss, has to do.
     """
-    inner = _inner(loss_func)
-    known = {"torch.nn.modules.loss", "torch.nn.functional", "fastai.losses"}
+    inner, kind = _inner(loss_func), _kind(loss_func)
     return (
-        (inner is loss_func or isinstance(loss_func, partial) or type(loss_func).__module__ in known)
-        and (inner.__module__ if isfunction(inner) else type(inner).__module__) in known
-        and not isinstance(inner, nn.CTCLoss)  # divides by the lengths of the targets
+        (inner is loss_func or isinstance(loss_func, partial) or type(loss_func).__module__ == BaseLoss.__module__)
+        and kind in _AVERAGES
+        and not (kind in _BY_WEIGHT and _option(loss_func, "weight") is not None)
         and _option(loss_func, "reduction", "mean") in ("mean", "sum", "none")
     )
 
@@ -116,32 +142,30 @@ def _inner(loss_func: Any) -> Any:
     return loss_func.func if flattens or (isinstance(loss_func, partial) and isfunction(loss_func.func)) else loss_func
 
 
+def _kind(loss_func: Any) -> Any:
+    """The function or the class that the loss is of."""
+    inner = _inner(loss_func)
+    return inner if isfunction(inner) else type(inner)
+
+
 def _option(loss_func: Callable, name: str, default: Any = None) -> Any:
     """The value of a loss's option, which a module has as an attribute and a partial as a keyword."""
     return getattr(loss_func, "keywords", {}).get(name, getattr(_inner(loss_func), name, default))
 
 
-def _weighs_classes(loss_func: Callable, yb: Sequence[Any]) -> bool:
-    """Whether the loss divides by the sum of the targets' weights, as torch's do for class numbers."""
-    inner = _inner(loss_func)
-    return not yb[0].is_floating_point() and (
-        isinstance(inner, (nn.CrossEntropyLoss, nn.NLLLoss, LabelSmoothingCrossEntropy))
-        or inner in (F.cross_entropy, F.nll_loss)
-    )
-
-
 def _class_weights(loss_func: Callable, y: Tensor) -> Tensor:
     """What each target counts for: its class's weight, 0 where it is ignored."""
+    y = y.long()
     counted = y != _option(loss_func, "ignore_index", -100)
     weight = _option(loss_func, "weight")
-    return counted.float() if weight is None else weight[torch.where(counted, y, 0).long()] * counted
+    return counted.float() if weight is None else weight[torch.where(counted, y, 0)] * counted
 
 
 def _smoothing(loss_func: Callable, pred: Any, yb: Sequence[Any]) -> Tensor | None:
     """The part of fastai's label smoothing that has no target, so that class weights and `ignore_index` pass it by."""
-    if not isinstance(_inner(loss_func), LabelSmoothingCrossEntropy):
+    inner: Any = _inner(loss_func)
+    if _kind(loss_func) is not LabelSmoothingCrossEntropy:
         return None
-    inner = _inner(loss_func)
     eps, inner.eps = inner.eps, 1
     try:
         return eps * _unreduced(loss_func, pred, yb)

@@ -2,15 +2,15 @@
 
 import random
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 from fastcore.meta import delegates
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
 
 from .handlers import MixHandler, MixUp
-from .mixing import Mix
+from .mixing import Mix, map_tensors, tensors
 
 _WEIGHTS = nn.Linear, nn.modules.conv._ConvNd
 _RECURRENT = nn.RNNBase, nn.RNNCellBase
@@ -31,7 +31,9 @@ def hidden_layers(model: nn.Module) -> dict[str, nn.Module]:
 
     Those marked by `mixable`, else the decoder blocks of a U-Net, else the network's blocks (residual blocks, encoder
     layers, `ConvLayer`, `LinBnDrop`, ...), else its convolutions and linear layers. Never a part of a block, which a
-    residual connection may go around, nothing recurrent, and not the layer whose output is the prediction.
+    residual connection may go around, nothing recurrent, and not the layer whose output is the prediction. What the
+    `forward` of the model itself does is not seen: where it has branches or sums, mark the layers behind them. The
+    features of a U-Net's encoder go around its decoder blocks, unmixed.
     """
     names = {module: name for name, module in model.named_modules()}
     marked = [m for m in names if getattr(m, "mixable", None) is True]
@@ -85,10 +87,11 @@ def _computes(module: nn.Module) -> bool:
 class ManifoldMixup(MixHandler):
     """Average each sample with its partner in one random layer of each batch, proceedings.mlr.press/v97/verma19a.
 
-    The layer's output may be a tensor or any nest of tuples, lists and dicts: every floating-point tensor with the
+    The layer's output may be a tensor or any nest of tuples, lists and mappings: every floating-point tensor with the
     batch in front is mixed. From `before_fit` on, `hidden_layers` has the layers in question by name (see the
     function); in a batch `mixed_layer` is the one drawn, None for the input.
-    ValueError in `before_fit` if there are none; RuntimeError if the layer drawn does not run once in a batch.
+    ValueError in `before_fit` if there are none; RuntimeError if one of them does not run once in a batch. A model that
+    is compiled is compiled anew for each fit, with all the layers in question in one graph.
     """
 
     def __init__(
@@ -104,54 +107,110 @@ class ManifoldMixup(MixHandler):
         if modules is not None:
             self.modules = _modules(modules)
         self.mixed_layer: Any = None
-        self._hooks, self._runs = [], None  # of the layer drawn, while its batch is on its way
+        self._pass, self._hooks = _Pass(), []
 
     draw = MixUp.draw
 
     def before_fit(self) -> None:
         super().before_fit()
-        names = {module: name for name, module in self.model.named_modules()}
+        self._pass = _Pass()
+        self.find_layers()
+
+    def find_layers(self) -> None:
+        """Fill `hidden_layers` from the model of the learner."""
+        model = getattr(self.model, "_orig_mod", self.model)  # what torch.compile put into a module of its own
+        names = {module: name for name, module in model.named_modules()}
         if foreign := [type(m).__name__ for m in self.modules or () if m not in names]:
-            raise ValueError(f"modules came with {foreign}, which {type(self.model).__name__} does not contain")
-        self.hidden_layers = hidden_layers(self.model) if self.modules is None else {names[m]: m for m in self.modules}
+            raise ValueError(f"modules came with {foreign}, which {type(model).__name__} does not contain")
+        self.hidden_layers = hidden_layers(model) if self.modules is None else {names[m]: m for m in self.modules}
         if not self.hidden_layers:
             raise ValueError(
-                f"no layer of {type(self.model).__name__} was found that may be mixed: name some (modules=[...]) or "
+                f"no layer of {type(model).__name__} was found that may be mixed: name some (modules=[...]) or "
                 "mark them in the model (mixable(layer))"
             )
 
-    def before_train(self) -> None:
-        super().before_train()
-        self._hooks = [m.register_forward_hook(self._mix_output) for m in self.hidden_layers.values()]
+    def before_batch(self) -> None:
+        self._pass.mix = None
+        if not self._hooks:
+            self.hook_layers()
+        super().before_batch()
+
+    def hook_layers(self) -> None:
+        """Register the hooks until the end of the training: a compiled model takes no notice of changes."""
+        if not self.hidden_layers:  # added in the middle of a fit
+            self.find_layers()
+        layers = enumerate(self.hidden_layers.values())
+        self._hooks = [m.register_forward_hook(_hook(self._pass, self.model, m, at)) for at, m in layers]
+        if self._pass.runs is None and _is_compiled(self.model):
+            torch.compiler.reset()  # or a graph that was compiled before the hooks came would serve on
+        self._pass.runs = []
 
     def restore(self) -> None:
         super().restore()
         while self._hooks:
             self._hooks.pop().remove()
-        self._runs = None
+        self._pass.mix = None
 
     def mix_features(self) -> None:
-        floats = all(t.is_floating_point() for t in tree_leaves(tuple(self.xb)) if isinstance(t, Tensor))
-        places = [*self.hidden_layers, *([None] if self.input_mixup and floats else [])]
-        self.mixed_layer = random.choice(places)
-        self._runs = None if self.mixed_layer is None else 0
+        floats = all(t.is_floating_point() for t in tensors(self.xb) if t.numel())
+        at = random.randrange(len(self.hidden_layers) + (self.input_mixup and floats))
+        self.mixed_layer = [*self.hidden_layers, None][at]
         if self.mixed_layer is None:
             super().mix_features()
+        self._pass.begin(self.mix, at, len(self.hidden_layers))
 
     def after_pred(self) -> None:
-        runs, self._runs = self._runs, None
-        if runs not in (None, 1):
-            raise RuntimeError(
-                f"the layer {self.mixed_layer!r} was to be mixed, which wants one run in a forward pass, and it ran "
-                f"{runs} times: leave it out (modules=[...])"
-            )
+        if self._pass.mix is not None:
+            self._pass.forward = False
+            runs = dict(zip(self.hidden_layers, self._pass.runs, strict=True))
+            if wrong := {name: n for name, n in runs.items() if n != 1}:
+                raise RuntimeError(
+                    "layers that may be mixed have to run once in a forward pass, these ran as often as the number "
+                    f"says: {wrong}; choose from others (modules=[...])"
+                )
         super().after_pred()
 
-    def _mix_output(self, module: nn.Module, args: Any, output: Any) -> Any:
-        if self._runs is None or module is not self.hidden_layers[self.mixed_layer]:
+    def after_batch(self) -> None:
+        self._pass.mix = None
+
+
+class _Pass:
+    """What the hooks read: the mix of the batch that is on its way, and the number of the layer to be mixed.
+
+    A plain object, so that a compiled model can read and write it.
+    """
+
+    mix: Any = None  # until the backward pass is over
+    runs: Any = None  # of each layer in this forward pass
+
+    def begin(self, mix: Mix, at: int, layers: int) -> None:
+        self.mix, self.at, self.runs, self.forward = mix, at, [0] * layers, True
+        self.drawn = torch.full((), at, device=mix.mask.device)  # for compiled models, which get one graph for all
+
+
+def _hook(state: _Pass, model: nn.Module, layer: nn.Module, at: int) -> Callable:
+    """Return the forward hook of the layer with number `at`."""
+
+    def hook(module: nn.Module, args: Any, output: Any) -> Any:
+        if state.mix is None:
             return None
-        self._runs += 1
-        return blend_all(self.mix, output)
+        if torch.compiler.is_compiling():
+            if not (state.forward and module.training):
+                return None
+            state.runs[at] += 1
+            mask = torch.where(state.drawn == at, state.mix.mask, 1.0)
+            return blend_all(Mix(state.mix.partner, mask), output)
+        backward = torch._C._current_graph_task_id() != -1  # where activation checkpointing runs layers again
+        if module is not layer or not model.training or not (state.forward or backward):
+            return None
+        state.runs[at] += state.forward
+        return blend_all(state.mix, output) if state.at == at else None
+
+    return hook
+
+
+def _is_compiled(model: nn.Module) -> bool:
+    return any(m._compiled_call_impl is not None or hasattr(m, "_orig_mod") for m in model.modules())
 
 
 @delegates()
@@ -181,24 +240,26 @@ class OutputMixup(MixHandler):
         super().after_pred()
 
 
-def blend_all(mix: Mix, tree: Any) -> Any:
-    """Return a nest of tuples, lists and dicts with every floating-point tensor that has the batch in front mixed.
+def blend_all(mix: Mix, nest: Any) -> Any:
+    """Return a nest of tuples, lists and mappings with every floating-point tensor that has the batch in front mixed.
 
     ValueError if there is none.
     """
-    n, mixed = len(mix.partner), 0
+    n, mixed = len(mix.partner), []
 
-    def blend(leaf: Any) -> Any:
-        nonlocal mixed
-        if not (isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.ndim and len(leaf) == n):
-            return leaf
-        mixed += 1
-        return mix.blend(leaf)
+    def blend(t: Tensor) -> Tensor:
+        if not (t.is_floating_point() and t.ndim and len(t) == n):
+            return t
+        mixed.append(t)
+        return mix.blend(t)
 
-    result = tree_map(blend, tree)
+    result = map_tensors(blend, nest)
     if not mixed:
-        shapes = [tuple(t.shape) for t in tree_leaves(tree) if isinstance(t, Tensor)]
-        raise ValueError(f"tensors of floats with {n} samples in front were wanted to be mixed, shapes {shapes} came")
+        shapes = [tuple(t.shape) for t in tensors(nest)]
+        raise ValueError(
+            f"tensors of floats with {n} samples in front were wanted of a layer to be mixed, shapes {shapes} came: "
+            "choose from other layers (modules=[...])"
+        )
     return result
 
 

@@ -1,7 +1,9 @@
 """What a draw does to tensors: a `Mix` says who is mixed with whom and how much of itself each sample keeps."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +26,8 @@ def blend(x: Tensor, partner: Tensor, mask: Tensor) -> Tensor:
     # A tensor of fastai's pays for its type in every operation
     plain = x if type(x) is Tensor else x.as_subclass(Tensor)
     weight = mask.view(len(mask), *[1] * (x.ndim - mask.ndim), *mask.shape[1:])
+    if not x.numel():
+        return x
     if mask.dtype == torch.bool:
         out = torch.where(weight, plain, plain[partner])
     elif x.is_floating_point() or x.is_complex():
@@ -38,6 +42,26 @@ def blend(x: Tensor, partner: Tensor, mask: Tensor) -> Tensor:
         out = out.as_subclass(type(x))
         vars(out).update(vars(x))
     return out
+
+
+def map_tensors(f: Callable[[Tensor], Any], nest: Any) -> Any:
+    """Return a nest of tuples, lists and mappings, of whatever classes, with `f(t)` for each tensor t."""
+    if isinstance(nest, Tensor):
+        return f(nest)
+    if isinstance(nest, Mapping):
+        return type(nest)({key: map_tensors(f, value) for key, value in nest.items()})
+    if isinstance(nest, (tuple, list)):
+        items = [map_tensors(f, item) for item in nest]
+        kind: Any = type(nest)
+        return kind(*items) if hasattr(kind, "_fields") else kind(items)  # a namedtuple has fields
+    return nest
+
+
+def tensors(nest: Any) -> list[Tensor]:
+    """Return the tensors of a nest in their order."""
+    found: list[Tensor] = []
+    map_tensors(found.append, nest)
+    return found
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from fastai.callback.mixup import CutMix as FastaiCutMix
 from fastai.learner import Learner
 from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat, MSELossFlat
 from fastai.torch_core import TensorImage
+from fastcore.basics import fastuple
 from torch import nn
 from torch.distributions import Beta
 
@@ -308,6 +309,62 @@ def test_a_training_that_is_cancelled_leaves_nothing_behind(method, cancel, even
     learn.fit(1)
     assert learn.loss_func is loss
     assert no_hooks(learn.model)
+
+
+def test_a_nest_of_inputs_of_any_class_is_mixed():
+    class Two(fastuple):
+        pass
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = cnn()
+
+        def forward(self, pair):
+            return self.net(pair[0]) + self.net(pair[1]["right"])
+
+    x, y = images(n=BS), torch.randint(0, C, (BS,))
+    learn = learner(MixUp(), x, y, model=Net())
+    learn.add_cb(on("before_batch", lambda learn: setattr(learn, "xb", (Two(x, {"right": x}),)), -1))
+    learn.fit(1)
+    ((left, right),) = learn.spy.batches[0]["x"]
+    mix = learn.spy.batches[0]["mix"]
+    assert torch.equal(left, mix.blend(x))
+    assert torch.equal(right["right"], mix.blend(x))
+
+
+def test_an_empty_input_is_left_alone():
+    """fastai's tables without categories have (B, 0) codes."""
+    x, codes = images(n=BS).flatten(1), torch.zeros(BS, 0, dtype=torch.long)
+
+    class Net(nn.Linear):
+        def forward(self, codes, x):
+            return super().forward(x)
+
+    learn = learner(MixUp(), (codes, x), torch.randint(0, C, (BS,)), model=Net(60, C))
+    learn.fit(1)
+    row = learn.spy.batches[0]
+    assert torch.equal(row["x"][1], row["mix"].blend(x))
+
+
+def test_a_nest_of_targets_is_refused():
+    learn = learner(MixUp())
+    learn.add_cb(on("before_batch", lambda learn: setattr(learn, "yb", ((learn.y, learn.y),)), -1))
+    with pytest.raises(TypeError, match="a target of type tuple came"):
+        learn.fit(1)
+
+
+def test_another_call_of_the_loss_does_not_change_the_batches():
+    x, y = images(n=BS), torch.randint(0, C, (BS,))
+    other, seen = torch.randn(BS, C), []
+    call = on("after_pred", lambda learn: seen.append(learn.loss_func(other, y)) if learn.training else None, 5)
+    learn = learner(MixUp(), x, y, cbs=[call])
+    learn.fit(1)
+    (row,) = learn.spy.batches
+    assert torch.equal(seen[0], F.cross_entropy(other, y))
+    lam, y1 = row["lam"], y[row["mix"].partner]
+    each = [F.cross_entropy(row["pred"], t, reduction="none") for t in (y, y1)]
+    torch.testing.assert_close(row["loss"], (lam * each[0] + (1 - lam) * each[1]).mean(), check_dtype=False)
 
 
 def test_an_interrupted_training_leaves_a_harmless_loss_that_the_next_event_removes():

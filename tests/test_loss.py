@@ -290,8 +290,15 @@ def test_only_torchs_and_fastais_averages_are_taken_apart(loss, data):
     assert is_average(loss) == all(loss is not other for other, _ in OTHERS.values())
 
 
-def test_a_loss_that_divides_by_the_length_of_targets_is_no_average():
-    assert not is_average(nn.CTCLoss())
+def test_losses_that_divide_by_something_else_are_no_averages():
+    for loss in (nn.CTCLoss(), F.ctc_loss, partial(F.mse_loss, weight=torch.rand(C)), partial(nn.CrossEntropyLoss())):
+        assert not is_average(loss)
+
+
+def test_a_class_number_that_wraps_around_to_the_ignored_one_counts():
+    pred, y = torch.randn(N, 200), torch.full((N,), 156, dtype=torch.uint8)
+    loss, lam = nn.CrossEntropyLoss(), torch.rand(N)
+    torch.testing.assert_close(mixed_loss(loss, pred, (y,), (y,), lam), loss(pred, y.long()))
 
 
 def test_a_batch_of_ignored_targets_behaves_as_torchs_loss():
@@ -356,23 +363,12 @@ def test_the_wrapper_answers_for_the_users_loss():
         _ = wrapped.no_such_name
 
 
-def test_once_is_for_one_call():
+def test_another_function_may_be_called_instead():
     pred, y, _ = classes()
     wrapped = MixUpLoss(F.cross_entropy)
-    wrapped.once = lambda pred, y: "mixed"
+    wrapped.instead = lambda pred, y: "mixed"
     assert wrapped(pred, y) == "mixed"
-    assert torch.equal(wrapped(pred, y), F.cross_entropy(pred, y))
-
-
-def test_once_is_gone_after_an_exception():
-    def fails(pred, y):
-        raise RuntimeError("out of memory")
-
-    pred, y, _ = classes()
-    wrapped = MixUpLoss(F.cross_entropy)
-    wrapped.once = fails
-    with pytest.raises(RuntimeError):
-        wrapped(pred, y)
+    wrapped.instead = None
     assert torch.equal(wrapped(pred, y), F.cross_entropy(pred, y))
 
 

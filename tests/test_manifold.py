@@ -1,6 +1,6 @@
 """Which layers may be mixed, and what happens when one of them is."""
 
-from collections import namedtuple
+from collections import UserDict, namedtuple
 
 import pytest
 import timm
@@ -13,6 +13,7 @@ from fastai.text.models import AWD_LSTM, get_text_classifier
 from fastai.vision.learner import create_timm_model, create_vision_model
 from fastai.vision.models import resnet18, xresnet
 from fastai.vision.models.unet import DynamicUnet
+from fastcore.basics import fastuple
 from torch import nn
 
 from mixaug import ManifoldMixup, Mix, OutputMixup, hidden_layers, mixable, sample_partner
@@ -149,7 +150,7 @@ class Net(nn.Module):
 def test_a_layer_that_does_not_run_once_is_an_error(runs):
     mixer, model = ManifoldMixup(input_mixup=False), Net(runs)
     learn = learner(mixer, images().flatten(1), model=model)
-    with pytest.raises(RuntimeError, match=rf"the layer 'first' .* it ran {runs} times: leave it out"):
+    with pytest.raises(RuntimeError, match=rf"run once in a forward pass.*'first': {runs}.*choose from others"):
         learn.fit(1)
     learn.validate()
     assert no_hooks(model)
@@ -165,24 +166,33 @@ def test_integer_inputs_are_left_to_the_hidden_layers():
 Pair = namedtuple("Pair", "left right")
 
 
+class Output(dict):
+    """As some libraries return."""
+
+
 @pytest.mark.parametrize(
-    "tree",
+    "nest",
     [
         lambda a, b, i: (a, [b, i]),
         lambda a, b, i: [a, {"b": b, "i": i, "none": None}],
-        lambda a, b, i: Pair(a, (b, i)),
+        lambda a, b, i: Pair(a, fastuple(b, i)),
+        lambda a, b, i: Output(a=a, b=UserDict(b=b, i=i)),
     ],
 )
-def test_every_floating_point_tensor_with_the_batch_in_front_is_mixed(tree):
+def test_every_floating_point_tensor_with_the_batch_in_front_is_mixed(nest):
     a, b, i, odd = torch.randn(4, 3), torch.randn(4, 2, 2).double(), torch.arange(4), torch.randn(3)
     mix = Mix(sample_partner(4), torch.rand(4))
-    got = blend_all(mix, (odd, tree(a, b, i)))
-    assert str(got) == str((odd, tree(mix.blend(a), mix.blend(b), i)))
+    given = odd, nest(a, b, i)
+    got = blend_all(mix, given)
+    assert str(got) == str((odd, nest(mix.blend(a), mix.blend(b), i)))
+    assert type(got[1]) is type(given[1])
 
 
 def test_an_output_without_such_a_tensor_is_an_error():
     mix = Mix(sample_partner(4), torch.rand(4))
-    with pytest.raises(ValueError, match=r"4 samples in front were wanted to be mixed, shapes \[\(2, 3\)\] came"):
+    with pytest.raises(
+        ValueError, match=r"4 samples in front were wanted of a layer to be mixed, shapes \[\(2, 3\)\] came"
+    ):
         blend_all(mix, [torch.randn(2, 3)])
 
 
