@@ -46,13 +46,13 @@ def blend(x: Tensor, partner: Tensor, mask: Tensor) -> Tensor:
 
 def map_tensors(f: Callable[[Tensor], Any], nest: Any) -> Any:
     """Return a nest of tuples, lists and mappings, of whatever classes, with `f(t)` for each tensor t."""
+    kind: Any = type(nest)
     if isinstance(nest, Tensor):
         return f(nest)
     if isinstance(nest, Mapping):
-        return type(nest)({key: map_tensors(f, value) for key, value in nest.items()})
+        return kind({key: map_tensors(f, value) for key, value in nest.items()})
     if isinstance(nest, (tuple, list)):
         items = [map_tensors(f, item) for item in nest]
-        kind: Any = type(nest)
         return kind(*items) if hasattr(kind, "_fields") else kind(items)  # a namedtuple has fields
     return nest
 
