@@ -2,6 +2,7 @@
 
 import math
 import random
+import warnings
 from collections.abc import Callable
 from numbers import Real
 from typing import Any
@@ -114,6 +115,8 @@ class MixHandler(Callback):
         mixers = [cb for cb in self.learn.cbs if any(c.__name__ == MixHandler.__name__ for c in type(cb).__mro__)]
         if len(mixers) > 1:
             raise ValueError(f"one mixing callback was wanted, {mixers} came: keep one (learn.remove_cb)")
+        if (type(self).draw, type(self).before_batch) == (MixHandler.draw, MixHandler.before_batch):
+            warnings.warn("MixHandler mixes nothing by itself: use MixUp or another method", stacklevel=2)
         if isinstance(self.distrib, Beta):
             self.distrib = _beta(self.distrib.concentration1.to(next(self.model.parameters()).device))
 

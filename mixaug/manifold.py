@@ -264,7 +264,7 @@ def blend_all(mix: Mix, nest: Any) -> Any:
 
 
 def _modules(modules: Iterable[nn.Module]) -> list[nn.Module]:
-    modules = list(modules)
-    if not modules or not all(isinstance(m, nn.Module) for m in modules):
-        raise ValueError(f"modules came as {modules!r}, one torch.nn.Module at least was wanted")
-    return modules
+    given = list(modules) if isinstance(modules, Iterable) and not isinstance(modules, nn.Module) else []
+    if not given or not all(isinstance(m, nn.Module) for m in given):
+        raise ValueError(f"modules came as {modules!r}, a list of one torch.nn.Module at least was wanted")
+    return given

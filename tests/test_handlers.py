@@ -67,9 +67,11 @@ def test_a_prob_that_is_no_share_is_refused(prob, error):
         MixUp(prob=prob)
 
 
-@pytest.mark.parametrize("modules", [[], (), [nn.ReLU(), "layer1"], [nn.ReLU]])
+@pytest.mark.parametrize(
+    "modules", [[], (), [nn.ReLU(), "layer1"], [nn.ReLU], nn.ReLU(), nn.Sequential(nn.ReLU()), "abc", 3]
+)
 def test_modules_that_are_none_are_refused(modules):
-    with pytest.raises((ValueError, TypeError), match="modules came as"):
+    with pytest.raises(ValueError, match="modules came as"):
         ManifoldMixup(modules=modules)
 
 
@@ -257,6 +259,11 @@ def test_two_mixing_callbacks_are_refused():
     learn.add_cb(CutMix())
     with pytest.raises(ValueError, match=r"one mixing callback was wanted.*MixUp.*CutMix.*remove_cb"):
         learn.fit(1)
+
+
+def test_the_bare_handler_says_that_it_does_nothing():
+    with pytest.warns(UserWarning, match="MixHandler mixes nothing by itself"):
+        learner(MixHandler()).fit(1)
 
 
 def test_fastais_own_mixup_beside_ours_is_refused():
