@@ -3,21 +3,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from common import BS, METHODS, C, N, cnn, images, learner, no_hooks
+from common import BS, METHODS, C, N, cnn, images, learner, no_hooks, slow_loss
 from fastai.losses import CrossEntropyLossFlat
 
 from mixaug import CutMix, ManifoldMixup, MixUp, MixUpLoss
 
 every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
-
-
-def slow_loss(row, y):
-    """Cross-entropy of a mixed batch, a sample at a time."""
-    total = 0.0
-    for i, logp in enumerate(row["pred"].log_softmax(1)):
-        lam, j = row["lam"][i], row["mix"].partner[i]
-        total -= lam * logp[y[i]] + (1 - lam) * logp[y[j]]
-    return total / len(y)
 
 
 def slow_features(x, partner, lam):
