@@ -124,7 +124,10 @@ class MixHandler(Callback):
         self.wrap_loss()
 
     def before_batch(self) -> None:
-        x = tensors(self.xb)[0]
+        if not (found := tensors(self.xb)):
+            kinds = [type(x).__name__ for x in self.xb]
+            raise TypeError(f"inputs of types {kinds} came, tensors in tuples, lists or mappings were wanted")
+        x = found[0]
         drawn = len(x) > 1 and self.prob > 0 and random.random() < self.prob
         self.mix = self.draw(x) if drawn else None
         self.lam, self.yb1, self._own = torch.ones(len(x), device=x.device), None, None
@@ -231,8 +234,8 @@ class MixUp(MixHandler):
 class CutMix(MixHandler):
     """Replace one random box of each sample by its partner's, https://arxiv.org/abs/1905.04899.
 
-    For inputs (B, C, *size) of any type with axes of positions: a segment, a rectangle, a cuboid; each
-    sample has a box of its own. `lam` is the share of positions kept, exactly. ValueError for inputs without positions.
+    For inputs (B, C, *size) of any type: a segment, a rectangle, a cuboid; each sample has a box of its own. `lam` is the
+    share of positions kept, exactly. ValueError for inputs without positions.
     """
 
     def __init__(

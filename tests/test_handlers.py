@@ -354,6 +354,13 @@ def test_an_empty_input_is_left_alone():
     assert torch.equal(row["x"][1], row["mix"].blend(x))
 
 
+def test_inputs_that_are_no_tensors_are_refused():
+    learn = learner(MixUp())
+    learn.add_cb(on("before_batch", lambda learn: setattr(learn, "xb", (range(3), {"a": None})), -1))
+    with pytest.raises(TypeError, match=r"inputs of types \['range', 'dict'\] came"):
+        learn.fit(1)
+
+
 def test_a_nest_of_targets_is_refused():
     learn = learner(MixUp())
     learn.add_cb(on("before_batch", lambda learn: setattr(learn, "yb", ((learn.y, learn.y),)), -1))
