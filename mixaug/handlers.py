@@ -234,8 +234,8 @@ class MixUp(MixHandler):
 class CutMix(MixHandler):
     """Replace one random box of each sample by its partner's, https://arxiv.org/abs/1905.04899.
 
-    For inputs (B, C, *size) of any type: a segment, a rectangle, a cuboid; each sample has a box of its own. `lam` is the
-    share of positions kept, exactly. ValueError for inputs without positions.
+    For inputs (B, C, *size) of any type: a segment, a rectangle, a cuboid; each sample has a box of its own. `lam` is
+    the share of positions kept, exactly. ValueError for inputs without positions.
     """
 
     def __init__(

@@ -7,9 +7,9 @@ import torch
 from fastai.learner import AvgMetric, Metric, mk_metric
 from fastai.torch_core import find_bs, to_detach
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
 
 from .handlers import MixHandler
+from .mixing import map_tensors
 
 
 class MixedMetric(Metric):
@@ -55,7 +55,7 @@ class MixedMetric(Metric):
             learn.yb = yb
 
     def _of_sample(self, i: int, pred: Any, yb: Any, yb1: Any, lam: Tensor) -> Any:
-        pred, yb, yb1 = tree_map_only(Tensor, lambda t: t[i : i + 1], (pred, yb, yb1))
+        pred, yb, yb1 = map_tensors(lambda t: t[i : i + 1], (pred, tuple(yb), yb1))
         return to_detach(lam * self.own.func(pred, *yb) + (1 - lam) * self.own.func(pred, *yb1))
 
     @property
