@@ -208,7 +208,8 @@ class Clock(Callback):
     def after_epoch(self) -> None:
         self.seconds.append(time.perf_counter() - self.epoch_start)
         left = (time.monotonic() - self.start) * (self.runs / (self.done + (self.epoch + 1) / self.n_epoch) - 1)
-        line = f"run {self.done + 1} of {self.runs}, {left // 60:.0f}:{left % 60:02.0f} left: {self.label}"
+        minutes, seconds = divmod(round(left), 60)
+        line = f"run {self.done + 1} of {self.runs}, {minutes}:{seconds:02} left: {self.label}"
         if sys.stderr.isatty():
             print(f"\r{line:<79}", end="", file=sys.stderr, flush=True)
         elif self.epoch + 1 == self.n_epoch:
@@ -265,9 +266,8 @@ def table(results: Results) -> str:
 def report(results: Results, wrong: float) -> str:
     """Return the table with what its signs mean."""
     best = spread([100 * max(run.accuracy) for run in results["none"].values()], 1)
-    early = f"none at its best epoch, the most that early stopping could give: accuracy {best} %\n"
+    early = f"\nnone at its best epoch, the most that early stopping could give: accuracy {best} %\n"
     return f"""{table(results)}
-
 {early if wrong else ""}
 Mean ± standard deviation over the seeds. ECE: calibration error, 15 bins. time x: that of an epoch and its validation,
 as a multiple of none's. change: difference to none, seed by seed, ± half of its 95 % interval (paired t); * where the
@@ -280,45 +280,57 @@ def tiles(data: Data, cb: MixHandler | None) -> list[tuple[Tensor, str]]:
 
     Where the method mixes behind the input, an image is a sample beside its partner: neither is changed.
     """
-    set_seed(0)
+    set_seed(2)
     at = torch.randperm(len(data.train[1]))[:64]
     x, names = floats(data.train[0][at]), [data.classes[c] for c in data.train[1][at]]
-    names = [name if len(name) < 13 else f"{name[:11]}…" for name in names]
+    names = [name if len(name) < 17 else f"{name[:15]}…" for name in names]
     if cb is None:
         return list(zip(x[:TILES], names, strict=False))
     mix: Any = cb.draw(x)
     gap = torch.ones_like(x[..., : max(1, x.shape[-1] // 12)])
-    hidden = type(cb).mix_features is not MixHandler.mix_features
-    images = torch.cat([x, gap, x[mix.partner]], -1) if hidden else mix.blend(x)
-    pairs = zip(names, mix.partner.tolist(), mix.lam.tolist(), strict=True)
-    words = [f"{lam:.2f} {own} + {1 - lam:.2f} {names[partner]}" for own, partner, lam in pairs]
-    return list(zip(images, words, strict=True))[:TILES]
+    images = torch.cat([x, gap, x[mix.partner]], -1) if is_hidden(cb) else mix.blend(x)
+    shares = zip(names, mix.partner.tolist(), mix.lam.tolist(), strict=True)
+    words = [(f"{lam:.2f} {own}", f"+ {1 - lam:.2f} {names[partner]}") for own, partner, lam in shares]
+    lines = ["\n".join(pair) if sum(map(len, pair)) > 24 else " ".join(pair) for pair in words]
+    return list(zip(images, lines, strict=True))[:TILES]
+
+
+def is_hidden(cb: MixHandler) -> bool:
+    """Whether a method mixes behind the input."""
+    return type(cb).mix_features is not MixHandler.mix_features
 
 
 def figure(data: Data, methods: Methods, results: Results) -> Figure:
     """Return one row for each method: its mixed samples, and each measure by seed, with mean and deviation."""
-    n = len(methods)
-    fig = Figure(figsize=(17, 0.8 + 1.3 * n), dpi=100, layout="constrained")
+    n, titled = len(methods), "mean ± standard deviation; gray: each seed; dotted: mean of none"
+    fig = Figure(figsize=(17, 1.2 + 1.35 * n), dpi=100, layout="constrained")
     grid = fig.add_gridspec(n, 1 + TILES + len(MEASURES), width_ratios=[1] * (1 + TILES) + [1.5] * len(MEASURES))
+    charts: dict[str, Any] = {}
     for row, (label, make) in enumerate(methods.items()):
+        cb, runs = make() if make else None, list(results.get(label, {}).values())
         ax = fig.add_subplot(grid[row, 0])
-        ax.text(1, 0.5, label, ha="right", va="center", fontsize=12)
         ax.axis("off")
-        for column, (image, words) in enumerate(tiles(data, make and make()), 1):
+        ax.text(1, 0.55, label, ha="right", va="bottom", fontsize=12)
+        where = "" if cb is None else "hidden mixing:\nsample | partner" if is_hidden(cb) else "mixed input"
+        ax.text(1, 0.45, where, ha="right", va="top", fontsize=9, color="0.35")
+        for column, (image, words) in enumerate(tiles(data, cb), 1):
             ax = fig.add_subplot(grid[row, column])
             ax.imshow(image.permute(1, 2, 0).numpy(), cmap="gray", vmin=0, vmax=1)
             ax.set_title(words, fontsize=9)
             ax.axis("off")
-    for column, (name, (measure, _)) in enumerate(MEASURES.items(), 1 + TILES):
-        ax = fig.add_subplot(grid[:, column])
-        for row, runs in enumerate(results.values()):
-            values = [measure(run) for run in runs.values()]
-            deviation = np.std(values, ddof=1) if len(values) > 1 else None
-            ax.plot(values, [row] * len(values), ".", color="0.6")
-            ax.errorbar(np.mean(values), row, xerr=deviation, fmt="o", capsize=4, color="C0")
-        ax.axvline(float(np.mean([measure(run) for run in results["none"].values()])), color="0.5", ls=":")
-        ax.set(title=name, ylim=(n - 0.5, -0.5), yticks=[])
-        ax.grid(axis="x", alpha=0.3)
+        for column, (name, (measure, _)) in enumerate(MEASURES.items(), 1 + TILES):
+            ax = fig.add_subplot(grid[row, column], sharex=charts.get(name))
+            charts.setdefault(name, ax)
+            values, plain = [measure(run) for run in runs], [measure(run) for run in results["none"].values()]
+            if values:
+                deviation = np.std(values, ddof=1) if len(values) > 1 else None
+                ax.plot(values, [-0.35] * len(values), "o", color="0.55", markersize=4, alpha=0.7)
+                ax.errorbar(np.mean(values), 0.15, xerr=deviation, fmt="o", capsize=5, color="C0")
+            ax.axvline(float(np.mean(plain)), color="0.4", ls=":")
+            ax.set(ylim=(-1, 1), yticks=[], title="" if row else name)
+            ax.tick_params(labelbottom=row == n - 1)
+            ax.grid(axis="x", alpha=0.3)
+    fig.supxlabel(titled, x=0.99, ha="right", fontsize=9, color="0.35")
     return fig
 
 
@@ -371,8 +383,8 @@ def compare(
 ) -> int:
     """Train a model without mixing and with each method, print a table, draw mixed samples and results.
 
-    Without options: handwritten digits, 40 % of the training labels wrong, about two minutes. Images are not augmented
-    otherwise. Exit code 1: a run failed; 130: interrupted (what was computed is shown); 2: bad input.
+    Without options: handwritten digits, 40 % of the training labels wrong, about three minutes on two cores. Images are
+    not augmented otherwise. Exit code 1: a run failed; 130: interrupted (what was computed is shown); 2: bad input.
     """
     demo = data == "digits"
     wrong = number("noise", noise, auto=0.4 if demo else 0)
@@ -396,11 +408,9 @@ def compare(
             learn.model.to(learn.dls.device).eval()(learn.dls.one_batch()[0])
     except Exception as error:  # anything may be wrong with a name or with an architecture for the size
         raise BadInputError(f"arch {arch!r} cannot be used for images of {shape}: {first_line(error)}") from None
-    print(
-        f"{data}: {len(images.train[1])} training images of {shape}, {wrong:.0%} of the labels replaced by another "
-        f"class, each as likely as the next;\n{len(images.valid[1])} validation images, {len(images.classes)} classes; "
-        f"{arch}, {epochs} epochs\n"
-    )
+    replaced = f", {wrong:.0%} of the labels replaced by another class, each as likely as the next" if wrong else ""
+    print(f"{data}: {len(images.train[1])} training images of {shape}{replaced};")
+    print(f"{len(images.valid[1])} validation images, {len(images.classes)} classes; {arch}; epochs: {epochs}\n")
     results, code = run(chosen, new_learner, seeds, epochs, lr)
     if results:
         print(report(results, wrong))

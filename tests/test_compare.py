@@ -1,5 +1,8 @@
 """The command `mixaug compare`: its statistics by value, its results on small settings, every way to go wrong."""
 
+import itertools
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +11,22 @@ from scipy.stats import ttest_rel
 
 from mixaug import ManifoldMixup, MixUp
 from mixaug.__main__ import main
-from mixaug.compare import METHODS, BadInputError, change, digits, ece, noisy, paired, parse_methods, split, spread
+from mixaug.compare import (
+    METHODS,
+    TILES,
+    BadInputError,
+    Run,
+    change,
+    digits,
+    ece,
+    figure,
+    noisy,
+    paired,
+    parse_methods,
+    split,
+    spread,
+)
+from mixaug.compare import folder as read_folder
 
 
 def slow_ece(prob, target, bins=15):
@@ -26,8 +44,10 @@ def slow_ece(prob, target, bins=15):
 
 
 def test_ece():
-    prob, target = torch.randn(300, 4, dtype=torch.double).softmax(1), torch.randint(0, 4, (300,))
-    assert ece(prob, target) == pytest.approx(slow_ece(prob, target))
+    for n_classes, scale in ((4, 1), (40, 0.3)):  # many classes: confidences in the lowest bins, too
+        prob = (scale * torch.randn(300, n_classes, dtype=torch.double)).softmax(1)
+        target = torch.where(torch.rand(300) < 0.1, prob.argmax(1), torch.randint(0, n_classes, (300,)))
+        assert ece(prob, target) == pytest.approx(slow_ece(prob, target))
     assert ece(torch.eye(4), torch.arange(4)) == 0
     assert ece(torch.eye(4), torch.arange(4).roll(1)) == 1
 
@@ -150,9 +170,17 @@ def test_results_that_were_computed_are_shown_after_an_interruption(capsys, tmp_
         assert "in run 3 of 3 (mixup:0.4, seed 0)" in err
 
 
+# So that a check which no longer refuses fails its test at once, instead of training for hours
+QUICK = "--epochs", 1, "--seeds", 1, "--size", 32, "--bs", 8, "--methods", "none", "--out", "{tmp}/out.png"
+
+
+def quick(capsys, tmp_path, *argv):
+    return run(capsys, *(str(word).format(tmp=tmp_path) for word in (*QUICK, *argv)))
+
+
 BAD = {
     "no folder": ["--data", "nowhere"],
-    "no images": ["--data", "{empty}"],
+    "no images": ["--data", "{tmp}"],
     "method": ["--methods", "none,mixupp"],
     "alpha": ["--methods", "mixup:0"],
     "alpha word": ["--alpha", "much"],
@@ -163,29 +191,53 @@ BAD = {
     "seeds": ["--seeds", "-1"],
     "arch": ["--arch", "resnet99"],
     "option": ["--speed", "fast"],
-    "out": ["--out", "{empty}/nowhere/a.png"],
+    "out": ["--out", "{tmp}/nowhere/a.png"],
 }
 
 
 @pytest.mark.parametrize("argv", BAD.values(), ids=BAD)
 def test_bad_input_ends_with_one_line_and_code_2(capsys, tmp_path, argv):
-    (tmp_path / "empty").mkdir()
-    code, out, err = run(capsys, *(word.format(empty=tmp_path / "empty") for word in argv))
+    code, out, err = quick(capsys, tmp_path, *argv)
     assert (code, out) == (2, "")
     assert err.startswith("mixaug compare: ")
     assert err.count("\n") == 1
 
 
-def test_folders_of_one_class_and_of_broken_images(capsys, folder):
+def test_folders_of_one_class_and_of_broken_images(capsys, tmp_path, folder):
     (folder / "dog" / "3.png").write_bytes(b"no picture")
-    code, _, err = run(capsys, "--data", folder)
+    code, _, err = quick(capsys, tmp_path, "--data", folder)
     assert (code, err.count("\n")) == (2, 1)
     assert "3.png cannot be read" in err
     for file in (folder / "dog").iterdir():
         file.unlink()
-    code, _, err = run(capsys, "--data", folder)
+    code, _, err = quick(capsys, tmp_path, "--data", folder)
     assert (code, err.count("\n")) == (2, 1)
     assert "two class folders at least" in err
+
+
+def test_train_and_valid_folders_are_used_as_they_are(capsys, tmp_path, folder):
+    for part in ("train", "valid"):
+        shutil.copytree(folder, tmp_path / "split" / part)
+    code, out, _ = quick(capsys, tmp_path, "--data", tmp_path / "split", "--arch", "cnn")
+    assert code == 0
+    assert "20 training images" in out
+    assert "20 validation images" in out
+    (tmp_path / "split" / "train" / "dog").rename(tmp_path / "split" / "train" / "wolf")
+    code, _, err = quick(capsys, tmp_path, "--data", tmp_path / "split", "--arch", "cnn")
+    assert (code, err.count("\n")) == (2, 1)
+
+
+def test_labels_of_tiles_do_not_overlap(tmp_path, folder):
+    names = ["German_shorthaired_pointer", "American_pit_bull_terrier"]
+    for old, new in zip(("cat", "dog"), names, strict=True):
+        (folder / old).rename(folder / new)
+    data, methods = read_folder(folder, 32), parse_methods("cutmix,output_mixup", None)
+    results = {label: {0: Run([0.5], 0.7, 0.1, 1.0)} for label in methods}
+    fig = figure(data, methods, results)
+    fig.draw_without_rendering()
+    boxes = [ax.title.get_window_extent() for ax in fig.axes if ax.get_title()]
+    assert len(boxes) == 3 * TILES + 3
+    assert not [1 for a, b in itertools.combinations(boxes, 2) if a.overlaps(b)]
 
 
 def test_the_command_without_a_command(capsys):
