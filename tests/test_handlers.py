@@ -352,6 +352,11 @@ def test_an_empty_input_is_left_alone():
     learn.fit(1)
     row = learn.spy.batches[0]
     assert torch.equal(row["x"][1], row["mix"].blend(x))
+    model = nn.Sequential(nn.Linear(60, 8), nn.ReLU(), nn.Linear(8, C))
+    model.forward = lambda codes, x: nn.Sequential.forward(model, x)
+    learn = learner(ManifoldMixup(), (codes, x), torch.randint(0, C, (BS,)), model=model)
+    learn.fit(8)
+    assert {row["mixed_layer"] for row in learn.spy.batches} == {None, "0"}
 
 
 def test_inputs_that_are_no_tensors_are_refused():
