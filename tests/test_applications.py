@@ -86,11 +86,7 @@ def class_and_number(pred, label, number):
 APPLICATIONS = {
     "images": lambda: classifier([CategoryBlock], lambda i: "ab"[i % 2]),
     "multi-label": lambda: classifier([MultiCategoryBlock], lambda i: list("abc")[: 1 + i % 3]),
-    "points": lambda: (
-        classifier([PointBlock], lambda i: [[float(i), 2.0 * i]], loss_func=F.mse_loss, n_out=2)
-        if 0
-        else classifier([PointBlock], lambda i: [[float(i), 2.0 * i]], n_out=2)
-    ),
+    "points": lambda: classifier([PointBlock], lambda i: [[float(i), 2.0 * i]], n_out=2),
     "class and number": lambda: classifier(
         [CategoryBlock, RegressionBlock],
         [lambda i: "ab"[i % 2], lambda i: float(i)],

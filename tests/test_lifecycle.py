@@ -4,6 +4,7 @@ import copy
 import pickle
 import subprocess
 import sys
+import threading
 
 import cloudpickle
 import fastai.callback.schedule  # noqa: F401  (patches Learner)
@@ -215,7 +216,7 @@ def test_a_copy_of_a_learner_trains_its_own_model(method):
     learn.fit(1, 0.01)
     learn.logger, learn.lock = print, None  # a lock has no copy
     twin = copy.deepcopy(learn)
-    twin.lock = learn.lock = __import__("threading").Lock()
+    twin.lock = learn.lock = threading.Lock()
     before = copy.deepcopy(learn.model.state_dict())
     twin.logger = lambda row: None
     twin.fit(1, 0.1)
