@@ -3,13 +3,15 @@
 import math
 import random
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from numbers import Real
 from typing import Any
 
 import torch
 from fastai.callback.core import Callback
 from fastai.learner import Learner
+from fastai.torch_core import num_distrib, rank_distrib
 from fastcore.meta import delegates
 from torch import Tensor
 from torch.distributions import Beta
@@ -49,12 +51,16 @@ class MixHandler(Callback):
         fold: bool = True,  # Keep max(t, 1 - t) of a draw t, so that the larger share is the sample's own
         stack_x: bool = False,  # Give the model (x, x[partner], lam), to mix by itself; x alone where nothing is mixed
         stack_y: bool | None = None,  # True: combine losses; False: average targets; None: by the target's type
+        seed: int | None = None,  # Draw from a random stream of its own that starts here, and disturb no other
     ):
         self.alpha = _number("alpha", alpha, lambda a: 0 < a < math.inf, "a finite number above 0")
         self.prob = _number("prob", prob, lambda p: 0 <= p <= 1, "a share from 0 to 1")
+        if seed is not None:
+            _number("seed", seed, float.is_integer, "a whole number")
         self.per_sample, self.fold, self.stack_x, self.stack_y = per_sample, fold, stack_x, stack_y
         self.distrib = _beta(torch.tensor(self.alpha))
         self.mix = self.lam = self.yb1 = self._own = None
+        self.seed, self._stream = seed, None
         self.one_lam = False  # whether the loss is given one share for the batch
 
     def __repr__(self) -> str:
@@ -93,6 +99,37 @@ class MixHandler(Callback):
         """Draw each sample's share, shape (B,), from `self.distrib`."""
         return sample_lam(self.distrib, len(x), self.fold).to(x.device)
 
+    # Randomness
+
+    @property
+    def rng(self) -> Any:
+        """What is drawn once in a batch comes from here: Python's `random`, or the callback's own stream."""
+        return self._stream or random
+
+    def start_stream(self) -> None:
+        """Give the callback its own stream, if it has a `seed` or is one of several processes.
+
+        Those that start from one seed would all draw the same mixes otherwise.
+        """
+        if self.seed is None and num_distrib() > 1:
+            self._stream = random.Random(f"{random.getrandbits(64)} {rank_distrib()}")
+        elif self.seed is not None and self._stream is None:
+            self._stream = random.Random(f"{self.seed} {rank_distrib()}")
+
+    @contextmanager
+    def drawing(self, device: torch.device) -> Iterator[None]:
+        """Let torch draw from the callback's own stream, too, if it has one, and leave torch's as it was."""
+        if self._stream is None:
+            yield
+            return
+        accelerators = [] if device.type == "cpu" else [device]
+        with torch.random.fork_rng(accelerators, device_type=device.type):
+            seed = self._stream.getrandbits(63)
+            torch.default_generator.manual_seed(seed)
+            for accelerator in accelerators:
+                torch.get_device_module(accelerator).manual_seed(seed)
+            yield
+
     def stack_features(self) -> None:
         """Give the model both samples and the share, unmixed."""
         partners = map_tensors(lambda x: x[self.mix.partner], tuple(self.xb))
@@ -111,6 +148,7 @@ class MixHandler(Callback):
 
     def before_fit(self) -> None:
         self.restore()
+        self.start_stream()
         # fastai's own callbacks have a handler of the same name
         mixers = [cb for cb in self.learn.cbs if any(c.__name__ == MixHandler.__name__ for c in type(cb).__mro__)]
         if len(mixers) > 1:
@@ -128,8 +166,9 @@ class MixHandler(Callback):
             kinds = [type(x).__name__ for x in self.xb]
             raise TypeError(f"inputs of types {kinds} came, tensors in tuples, lists or mappings were wanted")
         x = found[0]
-        drawn = len(x) > 1 and self.prob > 0 and random.random() < self.prob
-        self.mix = self.draw(x) if drawn else None
+        with self.drawing(x.device):
+            drawn = len(x) > 1 and self.prob > 0 and self.rng.random() < self.prob
+            self.mix = self.draw(x) if drawn else None
         self.lam, self.yb1, self._own = torch.ones(len(x), device=x.device), None, None
         if self.mix is not None:
             self.mix_targets()

@@ -1,6 +1,5 @@
 """The methods that mix behind the input, and which layers of a network may be mixed."""
 
-import random
 from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -153,7 +152,7 @@ class ManifoldMixup(MixHandler):
 
     def mix_features(self) -> None:
         floats = all(t.is_floating_point() for t in tensors(self.xb) if t.numel())
-        at = random.randrange(len(self.hidden_layers) + (self.input_mixup and floats))
+        at = self.rng.randrange(len(self.hidden_layers) + (self.input_mixup and floats))
         self.mixed_layer = [*self.hidden_layers, None][at]
         if self.mixed_layer is None:
             super().mix_features()

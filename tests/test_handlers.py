@@ -28,6 +28,7 @@ DEFAULTS = {MixHandler: 0.5, MixUp: 0.4, CutMix: 1.0, ManifoldMixup: 0.4, Output
 def test_the_signature_shows_every_argument(method):
     parameters = inspect.signature(method).parameters
     common = {"prob": 1.0, "per_sample": True, "fold": method is not CutMix, "stack_x": False, "stack_y": None}
+    common["seed"] = None
     own = {"modules": None, "input_mixup": True} if method is ManifoldMixup else {}
     assert {name: p.default for name, p in parameters.items()} == {"alpha": DEFAULTS[method], **common, **own}
     kinds = {name: p.kind for name, p in parameters.items() if name != "alpha"}
@@ -65,6 +66,12 @@ def test_an_alpha_that_is_no_number_is_a_type_error(method, alpha):
 def test_a_prob_that_is_no_share_is_refused(prob, error):
     with pytest.raises(error, match="prob came as"):
         MixUp(prob=prob)
+
+
+@pytest.mark.parametrize(("seed", "error"), [(0.5, ValueError), ("1", TypeError), (torch.Generator(), TypeError)])
+def test_a_seed_that_is_no_whole_number_is_refused(seed, error):
+    with pytest.raises(error, match="seed came as"):
+        MixUp(seed=seed)
 
 
 @pytest.mark.parametrize(

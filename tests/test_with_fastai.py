@@ -1,5 +1,7 @@
 """Beside fastai's other callbacks and schedules every batch's loss is still the formula's; runs can be repeated."""
 
+import random
+
 import fastai.callback.schedule  # noqa: F401  (patches Learner)
 import pytest
 import torch
@@ -80,10 +82,11 @@ def test_under_autocast_on_the_cpu(method):
 
 
 def trained(mixer, seed=7):
+    """The loss of each batch, and what is drawn after the training."""
     set_seed(seed, reproducible=True)
     learn = learner(mixer, images(), torch.randint(0, C, (N,)), torch.nn.Sequential(*cnn(), torch.nn.Dropout(0.2)))
     learn.fit(2, 0.01)
-    return [row["loss"].item() for row in learn.spy.batches], torch.rand(3).tolist()
+    return [row["loss"].item() for row in learn.spy.batches], (torch.rand(3).tolist(), random.random())
 
 
 @every_method
@@ -96,6 +99,30 @@ def test_a_seed_repeats_a_run(method):
 def test_a_prob_of_zero_is_no_mixing(method):
     assert trained(method(prob=0)) == trained(None)
     assert trained(method(prob=1)) != trained(None)
+
+
+@every_method
+def test_a_seed_of_its_own_disturbs_no_other_randomness(method):
+    cb = method(seed=5)
+    losses, after = trained(cb)
+    assert after == trained(None)[1]
+    assert losses != trained(None)[0]
+    assert trained(method(seed=5)) == (losses, after)
+    assert trained(method(seed=6)) != (losses, after)
+    assert trained(cb) != (losses, after)  # where it goes on
+
+
+@every_method
+def test_a_seed_of_its_own_draws_the_same_whatever_else_is_drawn(method):
+    mixes = []
+    for seed in (1, 2):
+        set_seed(seed)
+        learn = learner(method(seed=5))
+        learn.fit(2)
+        mixes.append(
+            [(row["mix"].partner.tolist(), row["lam"].tolist(), row.get("mixed_layer")) for row in learn.spy.batches]
+        )
+    assert mixes[0] == mixes[1]
 
 
 @every_method
