@@ -1,10 +1,12 @@
 """The methods that mix behind the input, and which layers of a network may be mixed."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import torch
+from fastcore.basics import noop
 from fastcore.meta import delegates
 from torch import Tensor, nn
 
@@ -139,7 +141,7 @@ class ManifoldMixup(MixHandler):
         if not self.hidden_layers:  # added in the middle of a fit
             self.find_layers()
         layers = enumerate(self.hidden_layers.values())
-        self._hooks = [m.register_forward_hook(_hook(self._pass, self.model, m, at)) for at, m in layers]
+        self._hooks = [m.register_forward_hook(_Hook(self._pass, self.model, m, at)) for at, m in layers]
         if self._pass.runs is None and _is_compiled(self.model):
             torch.compiler.reset()  # or a graph that was compiled before the hooks came would serve on
         self._pass.runs = []
@@ -187,10 +189,14 @@ class _Pass:
         self.drawn = torch.full((), at, device=mix.mask.device)  # for compiled models, which get one graph for all
 
 
-def _hook(state: _Pass, model: nn.Module, layer: nn.Module, at: int) -> Callable:
-    """Return the forward hook of the layer with number `at`."""
+class _Hook:
+    """The forward hook of the layer with number `at`. A copy or a pickle of it does nothing, wherever it is opened."""
 
-    def hook(module: nn.Module, args: Any, output: Any) -> Any:
+    def __init__(self, state: _Pass, model: nn.Module, layer: nn.Module, at: int):
+        self.state, self.model, self.layer, self.at = state, model, layer, at
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
+        state, at = self.state, self.at
         if state.mix is None:
             return None
         if torch.compiler.is_compiling():
@@ -200,12 +206,13 @@ def _hook(state: _Pass, model: nn.Module, layer: nn.Module, at: int) -> Callable
             mask = torch.where(state.drawn == at, state.mix.mask, 1.0)
             return blend_all(Mix(state.mix.partner, mask), output)
         backward = torch._C._current_graph_task_id() != -1  # where activation checkpointing runs layers again
-        if module is not layer or not model.training or not (state.forward or backward):
+        if module is not self.layer or not self.model.training or not (state.forward or backward):
             return None
         state.runs[at] += state.forward
         return blend_all(state.mix, output) if state.at == at else None
 
-    return hook
+    def __reduce_ex__(self, protocol: Any) -> tuple:
+        return partial, (noop, None)
 
 
 def _is_compiled(model: nn.Module) -> bool:

@@ -97,7 +97,12 @@ def test_a_crash_leaves_nothing_that_could_do_harm(method, crash, given_to):
         pred = model(x)
         assert torch.equal(pred, copy.deepcopy(model)(x))
     assert torch.equal(learn.loss_func(pred, y), loss(pred, y))
-    assert type(pickle.loads(pickle.dumps(learn.loss_func))) is type(loss)
+    copies = pickle.dumps((model, learn.loss_func))
+    assert b"mixaug" not in copies
+    twin, twins_loss = pickle.loads(copies)
+    with torch.no_grad():
+        assert torch.equal(twin(x), pred)
+    assert type(twins_loss) is type(loss)
     # and is gone with the callback or at the next event
     if given_to == "fit":
         assert no_hooks(model)

@@ -1,0 +1,335 @@
+"""Random sequences of what users do to a learner: after every step, nothing may have leaked and nothing may lie.
+
+`MIXAUG_SEQUENCES=1000 pytest tests/test_stress.py` runs as many sequences; the sequences are the same every time.
+"""
+
+import copy
+import os
+import pickle
+import tempfile
+from pathlib import Path
+
+import fastai.vision.all  # noqa: F401  (patches Learner)
+import matplotlib.pyplot as plt
+import pytest
+import torch
+import torch.nn.functional as F
+from common import METHODS, C, cnn, no_hooks, on
+from fastai.callback.core import (
+    Callback,
+    CancelBatchException,
+    CancelEpochException,
+    CancelFitException,
+    CancelTrainException,
+    CancelValidException,
+)
+from fastai.callback.progress import ProgressCallback
+from fastai.data.core import Datasets
+from fastai.data.transforms import Categorize
+from fastai.interpret import Interpretation
+from fastai.learner import Learner, load_learner
+from fastai.losses import CrossEntropyLossFlat
+from fastai.torch_core import TensorImage, set_seed
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from torch import nn
+
+from mixaug import MixHandler
+
+X = torch.rand(20, 1, 5, 6, generator=torch.Generator().manual_seed(0))
+Y = torch.randint(0, C, (20,), generator=torch.Generator().manual_seed(1))
+KEPT = X.clone(), Y.clone()
+
+
+def image(i):
+    return TensorImage(X[i])
+
+
+def label(i):
+    return str(Y[i].item())
+
+
+def dense():
+    return nn.Sequential(nn.Flatten(), nn.Linear(30, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, C))
+
+
+MODELS = {"cnn": lambda: cnn(channels=1), "dense": dense}
+LOSSES = {"fastai": CrossEntropyLossFlat, "torch": nn.CrossEntropyLoss, "function": lambda: F.cross_entropy}
+EVENTS = [
+    *("before_fit", "before_epoch", "before_train", "before_batch", "after_pred", "after_loss", "before_backward"),
+    *("before_step", "after_step", "after_batch", "after_train", "before_validate", "after_validate", "after_epoch"),
+]
+
+
+class OutOfMemoryError(RuntimeError):
+    pass
+
+
+CANCELS = CancelBatchException, CancelTrainException, CancelValidException, CancelEpochException, CancelFitException
+ERRORS = KeyboardInterrupt, OutOfMemoryError, *CANCELS
+a = st.sampled_from
+
+
+class Oracle(Callback):
+    """Computes each prediction anew, a layer and a sample at a time, and its loss by the formula."""
+
+    order = 70
+    batches = 0
+
+    def before_batch(self):
+        self.yb_own = self.learn.yb
+
+    def after_pred(self):
+        mixer = next(iter(self.learn._grab_cbs(MixHandler)), None)
+        method = type(mixer).__name__
+        place = {"OutputMixup": "output", "ManifoldMixup": getattr(mixer, "mixed_layer", None)}.get(method)
+        h = self.inputs
+        with torch.no_grad():
+            h = self.mixed(h) if place is None else h
+            for name, layer in self.model.named_children():
+                h = layer.forward(h)
+                h = self.mixed(h) if name == place else h
+            h = self.mixed(h) if place == "output" else h
+        torch.testing.assert_close(self.pred.detach(), h)
+
+    def mix(self):
+        mixer = next(iter(self.learn._grab_cbs(MixHandler)), None)
+        return mixer.mix if self.training and mixer is not None else None
+
+    def mixed(self, h):
+        if (mix := self.mix()) is None:
+            return h
+        mask, out = mix.mask, []
+        for i, j in enumerate(mix.partner):
+            keep = mask[i].float()
+            out.append(keep * h[i] + (1 - keep) * h[j])
+        return torch.stack(out)
+
+    def after_loss(self):
+        if not self.yb_own:
+            return
+        mix, y = self.mix(), self.yb_own[0]
+        y1, lam = (y, torch.ones(len(y))) if mix is None else (y[mix.partner], mix.lam)
+        logp = self.pred.detach().log_softmax(1)
+        each = [-lam[i] * logp[i, y[i]] - (1 - lam[i]) * logp[i, y1[i]] for i in range(len(y))]
+        torch.testing.assert_close(self.learn.loss.detach().mean().as_subclass(torch.Tensor), sum(each) / len(each))
+        self.batches += 1
+
+
+class Unmixed(Callback):
+    """Keeps the inputs as they came, for the oracle."""
+
+    order = -70
+
+    def before_batch(self):
+        self.learn.oracle.inputs = self.learn.xb[0].as_subclass(torch.Tensor).clone()
+
+
+class Use(RuleBasedStateMachine):
+    @initialize(model=a([*MODELS]), method=a([*METHODS]))
+    def start(self, model, method):
+        set_seed(0)
+        plt.close("all")
+        self.folder = tempfile.TemporaryDirectory()
+        self.loss, self.kind = CrossEntropyLossFlat(), model
+        data = Datasets(range(20), [[image], [label, Categorize]], splits=[range(20), range(20)])
+        self.dls = data.dataloaders(bs=8, num_workers=0, device="cpu")
+        self.learn = self.learner(MODELS[model](), [METHODS[method](), Oracle(), Unmixed()])
+        self.interrupted = False
+
+    def learner(self, model, cbs=()):
+        learn = Learner(self.dls, model, self.loss, cbs=cbs, path=Path(self.folder.name))
+        learn.remove_cbs(ProgressCallback)
+        learn.logger = print_nothing
+        return learn
+
+    def twin(self):
+        """A learner with the same parameters that has never been mixed."""
+        model = MODELS[self.kind]()
+        model.load_state_dict(self.learn.model.state_dict())
+        return self.learner(model)
+
+    def mixer(self):
+        return next(iter(self.learn._grab_cbs(MixHandler)), None)
+
+    # Training
+
+    @rule(how=a(["fit", "fit_one_cycle", "fit_flat_cos", "fine_tune"]))
+    def train(self, how):
+        before = self.learn.oracle.batches
+        getattr(self.learn, how)(1)
+        assert self.learn.oracle.batches >= before + 5
+        assert self.mixer() is None or self.mixer().mix is not None
+        self.interrupted = False
+
+    @precondition(lambda self: self.mixer() is None)
+    @rule(method=a([*METHODS]))
+    def train_with(self, method):
+        cb = METHODS[method]()
+        self.learn.fit(1, cbs=cb)
+        assert cb.mix is not None
+        self.interrupted = False
+
+    @rule(event=a(EVENTS), order=a([-80, -1, 2, 80]), error=a(ERRORS), nth=st.integers(0, 3), method=a([*METHODS]))
+    def interrupt(self, event, order, error, nth, method):
+        calls = iter(range(100))
+
+        def stop(learn):
+            if next(calls) == nth:
+                raise error("stop")
+
+        try:
+            self.learn.fit(2, cbs=[on(event, stop, order)] + ([] if self.mixer() else [METHODS[method]()]))
+            self.interrupted = False
+        except ERRORS:
+            self.interrupted = True
+
+    @rule()
+    def lr_find(self):
+        self.learn.lr_find(num_it=10, show_plot=False)
+        self.interrupted = False
+
+    # Changes of the learner
+
+    @rule(method=a(["mixup", "cutmix", "manifold_mixup", "output_mixup"]))
+    def change_method(self, method):
+        getattr(self.learn, method)()
+        self.interrupted &= self.mixer() is not None
+
+    @rule()
+    def stop_mixing(self):
+        self.learn.remove_cbs(self.learn._grab_cbs(MixHandler))
+        self.interrupted = False
+
+    @precondition(lambda self: self.mixer() is not None)
+    @rule(copied=a([copy.copy, copy.deepcopy, lambda cb: pickle.loads(pickle.dumps(cb))]))
+    def replace_by_a_copy(self, copied):
+        cb = self.mixer()
+        self.learn.remove_cb(cb)
+        self.learn.add_cb(copied(cb))
+        self.interrupted = False
+
+    @precondition(lambda self: self.mixer() is not None)
+    @rule()
+    def lend(self):
+        """Another learner trains with the callback, which then comes back."""
+        cb, other = self.mixer(), self.learner(MODELS[self.kind](), [Oracle(), Unmixed()])
+        other.add_cb(cb)
+        other.fit(1)
+        assert cb.mix is not None
+        assert no_hooks(other.model)
+        self.learn.add_cb(cb)
+        self.interrupted = False
+
+    @rule(model=a([*MODELS]))
+    def change_model(self, model):
+        self.kind, self.learn.model = model, MODELS[model]()
+        self.learn.opt = None
+
+    @rule(loss=a([*LOSSES]))
+    def change_loss(self, loss):
+        self.loss = self.learn.loss_func = LOSSES[loss]()
+
+    @rule()
+    def save_and_load(self):
+        opt = self.learn.opt is not None
+        self.learn.save("now", with_opt=opt)
+        expected = copy.deepcopy(self.learn.model.state_dict())
+        if opt:
+            self.learn.fit(1)
+            self.interrupted = False
+        self.learn.load("now", with_opt=opt, weights_only=False)
+        assert all(torch.equal(v, expected[k]) for k, v in self.learn.model.state_dict().items())
+
+    # Inference
+
+    @rule()
+    def validate(self):
+        assert self.learn.validate() == self.twin().validate()
+        self.interrupted = False
+
+    @rule()
+    def get_preds(self):
+        for got, expected in zip(self.learn.get_preds(), self.twin().get_preds(), strict=True):
+            assert torch.equal(got, expected)
+        self.interrupted = False
+
+    @rule(i=st.integers(0, 19))
+    def predict(self, i):
+        got, expected = (learn.predict(i) for learn in (self.learn, self.twin()))
+        assert got[0] == expected[0]
+        assert torch.equal(got[2], expected[2])
+        self.interrupted = False
+
+    @rule()
+    def tta(self):
+        got, expected = (learn.tta(n=2)[0] for learn in (self.learn, self.twin()))
+        torch.testing.assert_close(got, expected)
+        self.interrupted = False
+
+    @rule()
+    def summary(self):
+        assert "MixUpLoss" not in self.learn.summary()
+        self.interrupted = False
+
+    @rule()
+    def interpret(self):
+        got, expected = (Interpretation.from_learner(learn).top_losses() for learn in (self.learn, self.twin()))
+        assert torch.equal(got[0], expected[0])
+        self.interrupted = False
+
+    @rule()
+    def show_results(self):
+        titles = []
+        for learn in (self.learn, self.twin()):
+            learn.show_results(max_n=4, shuffle=False)
+            titles.append([ax.get_title() for ax in plt.gcf().axes])
+            plt.close("all")
+        assert titles[0] == titles[1]
+        self.interrupted = False
+
+    @rule()
+    def export(self):
+        self.learn.export("learn.pkl")
+        file = self.learn.path / "learn.pkl"
+        assert b"mixaug" not in file.read_bytes()
+        loaded = load_learner(file)
+        assert torch.equal(loaded.get_preds(dl=self.dls.valid)[0], self.twin().get_preds()[0])
+
+    @rule()
+    def go_on_with_a_copy(self):
+        for name in {"dls", "dl", "it"} & set(vars(self.learn)):  # loaders at work cannot be pickled
+            delattr(self.learn, name)
+        learn = pickle.loads(pickle.dumps(self.learn))
+        learn.dls = self.dls
+        self.learn, self.loss = learn, learn.loss_func
+
+    @invariant()
+    def nothing_leaks(self):
+        assert torch.equal(X, KEPT[0])
+        assert torch.equal(Y, KEPT[1])
+        training = self.learn.model.training
+        with torch.no_grad():
+            pred, expected = self.learn.model.eval()(X), self.twin().model.eval()(X)
+        self.learn.model.train(training)
+        assert torch.equal(pred, expected)
+        assert torch.equal(self.learn.loss_func(pred, Y), self.loss(pred, Y))
+        if not self.interrupted:
+            assert self.learn.loss_func is self.loss
+            assert no_hooks(self.learn.model)
+
+    def teardown(self):
+        if hasattr(self, "folder"):
+            self.folder.cleanup()
+
+
+def print_nothing(row):
+    pass
+
+
+Use.TestCase.settings = settings(max_examples=int(os.environ.get("MIXAUG_SEQUENCES", 25)), stateful_step_count=12)
+TestUse = pytest.mark.filterwarnings(
+    "ignore:load_learner. uses Python's insecure pickle",
+    "ignore:__array__ implementation doesn't accept a copy",  # of fastai's tensors, when matplotlib draws them
+)(Use.TestCase)
