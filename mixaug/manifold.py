@@ -1,5 +1,6 @@
 """The methods that mix behind the input, and which layers of a network may be mixed."""
 
+import sys
 from collections import Counter
 from collections.abc import Iterable
 from functools import partial
@@ -91,8 +92,8 @@ class ManifoldMixup(MixHandler):
     The layer's output may be a tensor or any nest of tuples, lists and mappings: every floating-point tensor with the
     batch in front is mixed. From `before_fit` on, `hidden_layers` has the layers in question by name (see the
     function); in a batch `mixed_layer` is the one drawn, None for the input.
-    ValueError in `before_fit` if there are none; RuntimeError if one of them does not run once in a batch. A model that
-    is compiled is compiled anew for each fit, with all the layers in question in one graph.
+    ValueError in `before_fit` if there are none; RuntimeError if one of them does not run once in a batch. With
+    `torch.compile` all the layers in question are in one graph, and what was compiled is compiled anew for each fit.
     """
 
     def __init__(
@@ -142,7 +143,7 @@ class ManifoldMixup(MixHandler):
             self.find_layers()
         layers = enumerate(self.hidden_layers.values())
         self._hooks = [m.register_forward_hook(_Hook(self._pass, self.model, m, at)) for at, m in layers]
-        if self._pass.runs is None and _is_compiled(self.model):
+        if self._pass.runs is None and "torch._dynamo" in sys.modules:
             torch.compiler.reset()  # or a graph that was compiled before the hooks came would serve on
         self._pass.runs = []
 
@@ -213,10 +214,6 @@ class _Hook:
 
     def __reduce_ex__(self, protocol: Any) -> tuple:
         return partial, (noop, None)
-
-
-def _is_compiled(model: nn.Module) -> bool:
-    return any(m._compiled_call_impl is not None or hasattr(m, "_orig_mod") for m in model.modules())
 
 
 @delegates()
