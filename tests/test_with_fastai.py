@@ -10,10 +10,15 @@ from fastai.callback.channelslast import ChannelsLast
 from fastai.callback.core import FetchPredsCallback
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.hook import ActivationStats
-from fastai.callback.progress import CSVLogger
+from fastai.callback.progress import CSVLogger, ProgressCallback, ShowGraphCallback
+from fastai.callback.rnn import rnn_cbs
 from fastai.callback.tracker import EarlyStoppingCallback, ReduceLROnPlateau, SaveModelCallback
 from fastai.callback.training import GradientAccumulation, GradientClip
-from fastai.torch_core import params, set_seed
+from fastai.data.core import DataLoaders, Datasets, TfmdDL
+from fastai.data.transforms import Normalize
+from fastai.torch_core import TensorImage, params, set_seed
+from fastai.vision.augment import aug_transforms
+from torch import nn
 
 every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 
@@ -29,6 +34,7 @@ CALLBACKS = {
     "CSVLogger": CSVLogger,
     "ActivationStats": ActivationStats,
     "FetchPredsCallback": FetchPredsCallback,
+    "ShowGraphCallback": lambda: [ProgressCallback(), ShowGraphCallback()],
 }
 FITS = {
     "fit_one_cycle": lambda learn: learn.fit_one_cycle(2, 0.01),
@@ -79,6 +85,56 @@ def test_under_autocast_on_the_cpu(method):
     for row in learn.spy.batches:
         row["pred"] = row["pred"].float()
     checked(learn, y, rtol=0.01)
+
+
+@every_method
+@pytest.mark.parametrize("precision", ["to_fp16", "to_bf16"])
+@pytest.mark.filterwarnings("ignore:.*CUDA is not available")
+def test_in_the_precision_of_half(precision, method):
+    y = torch.randint(0, C, (N,))
+    learn = getattr(learner(method(1), y=y), precision)()
+    learn.fit(2, 0.01)
+    checked(learn, y)
+
+
+@every_method
+def test_beside_transforms_of_the_batch_that_change_its_size(method):
+    y = torch.randint(0, C, (N,))
+    data = Datasets(range(N), [[TensorImage(torch.rand(N, 3, 9, 9)).__getitem__], [y.__getitem__]])
+    tfms = [Normalize.from_stats([0.5] * 3, [0.2] * 3, cuda=False), *aug_transforms(size=6, min_scale=0.7)]
+    learn = learner(method(1), model=cnn(channels=3))
+    learn.dls = DataLoaders(*(TfmdDL(data, BS, after_batch=tfms, num_workers=0) for _ in range(2)), device="cpu")
+    learn.fit(2, 0.01)
+    assert {row["x"][0].shape[1:] for row in learn.spy.batches} == {(3, 6, 6)}
+    assert min(row["x"][0].min() for row in learn.spy.batches) < 0
+    checked(learn, y)
+
+
+@pytest.mark.parametrize("method", [METHODS["ManifoldMixup"], METHODS["OutputMixup"]])
+def test_beside_the_callbacks_of_text_models(method):
+    """The prediction is taken out of a model's outputs; what regularizes the others is added to the mixed loss."""
+
+    class Text(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = nn.Linear(60, 8), nn.Linear(8, C)
+
+        def reset(self):
+            pass
+
+        def forward(self, x):
+            raw = self.body(x.flatten(1))
+            return self.head(raw), raw, raw.relu()
+
+    y, regularized, outs = torch.randint(0, C, (N,)), [], []
+    look = on("before_backward", lambda learn: regularized.append(learn.loss_grad.item() - learn.loss.item()))
+    cbs = [*rnn_cbs(alpha=2), on("after_loss", lambda learn: outs.append(learn.rnn.out.detach()), 60), look]
+    learn = learner(method(1), y=y, model=Text(), cbs=cbs)
+    learn.fit(2, 0.01)
+    checked(learn, y)
+    added = [2 * out.pow(2).mean().item() for out in outs]
+    assert len(regularized) == 6
+    assert all(any(abs(r - a) < 1e-5 for a in added) for r in regularized)
 
 
 def trained(mixer, seed=7):
