@@ -10,28 +10,40 @@ How a batch flows:
 """
 
 from . import learner as _learner  # noqa: F401  (patches Learner)
-from .handlers import CutMix, MixHandler, MixUp
+from .combine import OneOf
+from .handlers import CMixup, CutMix, FMix, MixHandler, MixUp, ResizeMix, SaliencyMix
 from .loss import MixUpLoss, mixed_loss
 from .manifold import ManifoldMixup, OutputMixup, hidden_layers, mixable
-from .masks import box_mask, sample_lam
+from .masks import box_mask, fourier_mask, salient_position, sample_lam, whole_in_box
 from .metrics import MixedMetric
-from .mixing import Mix, blend, sample_partner
+from .mixing import Mix, blend, choose, closeness, sample_partner, sample_partner_by
 
 __version__ = "0.1.0"
 __all__ = [
+    "CMixup",
     "CutMix",
+    "FMix",
     "ManifoldMixup",
     "Mix",
     "MixHandler",
     "MixUp",
     "MixUpLoss",
     "MixedMetric",
+    "OneOf",
     "OutputMixup",
+    "ResizeMix",
+    "SaliencyMix",
     "blend",
     "box_mask",
+    "choose",
+    "closeness",
+    "fourier_mask",
     "hidden_layers",
     "mixable",
     "mixed_loss",
+    "salient_position",
     "sample_lam",
     "sample_partner",
+    "sample_partner_by",
+    "whole_in_box",
 ]

@@ -5,7 +5,8 @@ import random
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from numbers import Real
+from functools import partial
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -17,8 +18,10 @@ from torch import Tensor
 from torch.distributions import Beta
 
 from .loss import MixUpLoss, is_average, mixed_loss
-from .masks import box_mask, sample_lam
-from .mixing import Mix, map_tensors, sample_partner, tensors
+from .masks import box_mask, fourier_mask, salient_position, sample_lam, whole_in_box
+from .mixing import Mix, closeness, map_tensors, sample_partner, sample_partner_by, tensors
+
+PAIRS: dict[Any, Any] = {"same": lambda y: y[:, None] == y, "other": lambda y: y[:, None] != y}
 
 
 class MixHandler(Callback):
@@ -27,6 +30,9 @@ class MixHandler(Callback):
     A method is a `draw`: who is mixed with whom, and how much of itself each sample keeps; the bare handler mixes
     nothing. After `before_batch` the callback has `mix` (the `Mix` drawn), `lam` (the share that each sample keeps,
     shape (B,)) and `yb1` (the partners' targets, a tuple): None, ones and None where the batch stays as it is.
+
+    `alpha` and `prob` may be schedules: functions of the share of the fit that is done, as fastai's `SchedCos(0, 0.6)`.
+    An alpha of 0 there mixes nothing. `start`, `stop` and schedules count each fit for itself: `fine_tune` has two.
 
     The draws of torch's Beta are near one half too often for an alpha below .01: use prob to mix less.
 
@@ -44,21 +50,35 @@ class MixHandler(Callback):
 
     def __init__(
         self,
-        alpha: float = 0.5,  # Shares are drawn from Beta(alpha, alpha), alpha > 0: the larger, the closer to one half
+        alpha: Any = 0.5,  # Shares are drawn from Beta(alpha, alpha), alpha > 0: the larger, the closer to one half
         *,
-        prob: float = 1.0,  # Share of the batches that are mixed
+        prob: Any = 1.0,  # Share of the batches that are mixed, or a schedule
+        start: float | None = None,  # Mix from here on: an epoch (int, -1: the last) or a share of the training (float)
+        stop: float | None = None,  # Mix up to here
         per_sample: bool = True,  # A draw for each sample; False: one share, one box for the batch
         fold: bool = True,  # Keep max(t, 1 - t) of a draw t, so that the larger share is the sample's own
         stack_x: bool = False,  # Give the model (x, x[partner], lam), to mix by itself; x alone where nothing is mixed
         stack_y: bool | None = None,  # True: combine losses; False: average targets; None: by the target's type
+        clean: bool = False,  # Train on each batch as it is, too, beside the mixed one (https://arxiv.org/abs/2206.14502)
+        pair: Any = None,  # "same" or "other": partners by class; or a function of targets (B, ...) to weights (B, B)
         seed: int | None = None,  # Draw from a random stream of its own that starts here, and disturb no other
     ):
-        self.alpha = _number("alpha", alpha, lambda a: 0 < a < math.inf, "a finite number above 0")
-        self.prob = _number("prob", prob, lambda p: 0 <= p <= 1, "a share from 0 to 1")
+        self.alpha, self.prob = _schedule("alpha", alpha), _schedule("prob", prob)
+        if not callable(alpha) and self.alpha == 0:
+            raise ValueError(f"alpha came as {alpha!r}, a finite number above 0 was wanted: to mix nothing use prob=0")
+        self.start, self.stop = _when("start", start), _when("stop", stop)
+        both = None not in (start, stop) and type(self.start) is type(self.stop)
+        if both and (self.start < 0) == (self.stop < 0) and self.start >= self.stop:
+            raise ValueError(f"start={start!r} came with stop={stop!r}, a start before the stop was wanted")
         if seed is not None:
             _number("seed", seed, float.is_integer, "a whole number")
+        if clean and stack_x:
+            raise ValueError("clean=True came with stack_x=True, one of them was wanted")
+        if not (pair is None or callable(pair) or pair in PAIRS):
+            raise ValueError(f"pair came as {pair!r}, None, {', '.join(map(repr, PAIRS))} or a function was wanted")
+        self.clean, self.pair = clean, pair
         self.per_sample, self.fold, self.stack_x, self.stack_y = per_sample, fold, stack_x, stack_y
-        self.distrib = _beta(torch.tensor(self.alpha))
+        self.distrib = _beta(torch.tensor(1.0 if callable(self.alpha) else self.alpha))
         self.mix = self.lam = self.yb1 = self._own = None
         self.seed, self._stream = seed, None
         self.one_lam = False  # whether the loss is given one share for the batch
@@ -94,6 +114,39 @@ class MixHandler(Callback):
     def mix_features(self) -> None:
         """Blend the inputs; a method that mixes elsewhere overrides this."""
         self.learn.xb = map_tensors(self.mix.blend, tuple(self.xb))
+
+    def is_drawn(self) -> bool:
+        """Draw whether the batch is mixed, by where the training stands."""
+        begun = self.start is None or self.reached(self.start)
+        if not begun or (self.stop is not None and self.reached(self.stop)):
+            return False
+        if callable(self.alpha):
+            alpha = _schedule("alpha", self.alpha(self.pct_train))
+            if alpha == 0:
+                return False
+            self.distrib = _beta(torch.full_like(self.distrib.concentration1, alpha))
+        prob = _schedule("prob", self.prob(self.pct_train)) if callable(self.prob) else self.prob
+        return prob > 0 and self.rng.random() < prob
+
+    def reached(self, when: float) -> bool:
+        """Whether the fit has come to an epoch (int, from the end if negative) or a share of it (float)."""
+        if isinstance(when, float):
+            return self.pct_train >= when
+        return self.epoch >= (when if when >= 0 else self.n_epoch + when)
+
+    def draw_partner(self, x: Tensor) -> Tensor:
+        """Draw the partner of each sample, shape (B,)."""
+        if self.pair is None:
+            return sample_partner(len(x), x.device)
+        y = self.yb[0]
+        if not callable(self.pair) and (y.ndim != 1 or y.is_floating_point()):
+            raise ValueError(
+                f"pair={self.pair!r} wants class numbers (B,), {y.dtype} of shape {tuple(y.shape)} came: "
+                "give a function of the targets to weights (B, B)"
+            )
+        y = y.as_subclass(Tensor)
+        weigh: Any = self.pair if callable(self.pair) else PAIRS[self.pair]
+        return sample_partner_by(weigh(y))
 
     def draw_lam(self, x: Tensor) -> Tensor:
         """Draw each sample's share, shape (B,), from `self.distrib`."""
@@ -141,8 +194,18 @@ class MixHandler(Callback):
         self.one_lam = not self.per_sample or (self.stack_y and not is_average(self.old_lf))
         if self.one_lam:
             self.mix = self.mix.shared()
+        if self.clean:
+            self.double()
         self.lam, self.yb1 = self.mix.lam, tuple(y[self.mix.partner] for y in self._own)
         self.learn.yb = tuple(y if self.stacks(y) else self.mix.blend(y) for y in self._own)
+
+    def double(self) -> None:
+        """Put the batch as it is in front of the one that is mixed."""
+        if self.one_lam and self.stack_y and not is_average(self.old_lf):
+            raise ValueError(f"clean=True wants a loss known to be an average (see is_average), {self.old_lf} came")
+        self.one_lam = False
+        self.mix = self.mix.after_clean()
+        self.learn.xb, self._own = map_tensors(lambda t: torch.cat([t, t]), (tuple(self.xb), self._own))
 
     # The flow of a batch
 
@@ -167,8 +230,7 @@ class MixHandler(Callback):
             raise TypeError(f"inputs of types {kinds} came, tensors in tuples, lists or mappings were wanted")
         x = found[0]
         with self.drawing(x.device):
-            drawn = len(x) > 1 and self.prob > 0 and self.rng.random() < self.prob
-            self.mix = self.draw(x) if drawn else None
+            self.mix = self.draw(x) if len(x) > 1 and self.is_drawn() else None
         self.lam, self.yb1, self._own = torch.ones(len(x), device=x.device), None, None
         if self.mix is not None:
             self.mix_targets()
@@ -240,6 +302,11 @@ class MixHandler(Callback):
             raise TypeError(f"a target of type {type(y).__name__} came, tensors were wanted, each a target of its own")
         if any(c.__name__ == "TensorBBox" for c in type(y).__mro__):
             raise TypeError("bounding boxes came, which cannot be mixed: an average of two boxes is around nothing")
+        if self.mix.mask.ndim > 1 and self.mix.mask.is_floating_point() and self.mix.covers(y) and self.stacks(y):
+            raise ValueError(
+                f"a map of class numbers of shape {tuple(y.shape)} came, whose inputs are averaged position by "
+                "position: a mask that chooses was wanted, or one share for a sample (OneOf: per_sample=False)"
+            )
         if getattr(self.old_lf, "floatify", False) and not y.is_floating_point():
             y = y.float()
         if y.ndim == 2 and y.is_floating_point() and self.cuts(y) and not self._stack_y:
@@ -260,13 +327,13 @@ class MixUp(MixHandler):
 
     def __init__(
         self,
-        alpha: float = 0.4,  # Shares are drawn from Beta(alpha, alpha), alpha > 0: the larger, the closer to one half
+        alpha: Any = 0.4,  # Shares are drawn from Beta(alpha, alpha), alpha > 0, or a schedule
         **kwargs: Any,
     ):
         super().__init__(alpha, **kwargs)
 
     def draw(self, x: Tensor) -> Mix:
-        return Mix(sample_partner(len(x), x.device), self.draw_lam(x))
+        return Mix(self.draw_partner(x), self.draw_lam(x))
 
 
 @delegates()
@@ -279,7 +346,7 @@ class CutMix(MixHandler):
 
     def __init__(
         self,
-        alpha: float = 1.0,  # Shares are drawn from Beta(alpha, alpha), alpha > 0: the larger, the closer to one half
+        alpha: Any = 1.0,  # Shares are drawn from Beta(alpha, alpha), alpha > 0, or a schedule
         *,
         fold: bool = False,  # Keep max(t, 1 - t) of a draw t; the paper keeps t, as boxes differ anyway
         **kwargs: Any,
@@ -289,10 +356,85 @@ class CutMix(MixHandler):
     def draw(self, x: Tensor) -> Mix:
         if x.ndim < 3:
             raise ValueError(
-                f"CutMix wants inputs (B, C, *size) to cut boxes from, shape {tuple(x.shape)} came: "
+                f"{type(self).__name__} wants inputs (B, C, *size) to cut from, shape {tuple(x.shape)} came: "
                 "MixUp averages such inputs, ManifoldMixup mixes hidden layers"
             )
-        return Mix(sample_partner(len(x), x.device), box_mask(self.draw_lam(x), x.shape[2:]))
+        return self.cut(x, self.draw_partner(x), self.draw_lam(x))
+
+    def cut(self, x: Tensor, partner: Tensor, lam: Tensor) -> Mix:
+        """Return the mix that keeps the share `lam`, (B,), of the positions of `x`; other methods cut otherwise."""
+        return Mix(partner, box_mask(lam, x.shape[2:]))
+
+
+@delegates()
+class FMix(CutMix):
+    """Replace smooth random regions of each sample by its partner's, https://arxiv.org/abs/2002.12047.
+
+    For inputs (B, C, *size) of any type. `lam` of the positions are kept, to within half a position.
+    """
+
+    def __init__(
+        self,
+        alpha: Any = 1.0,  # Shares are drawn from Beta(alpha, alpha), alpha > 0, or a schedule
+        *,
+        decay: float = 3.0,  # The larger, the fewer and smoother the regions
+        **kwargs: Any,
+    ):
+        super().__init__(alpha, **kwargs)
+        self.decay = _number("decay", decay, lambda d: 0 <= d < math.inf, "a finite number of at least 0")
+
+    def cut(self, x: Tensor, partner: Tensor, lam: Tensor) -> Mix:
+        return Mix(partner, fourier_mask(lam, x.shape[2:], self.decay))
+
+
+class SaliencyMix(CutMix):
+    """Replace a box of each sample by its partner's, around where the partner stands out, arxiv.org/abs/2006.01791.
+
+    For inputs (B, C, *size) with one to three axes; what stands out is `salient_position`'s contrast, not a network's.
+    """
+
+    def cut(self, x: Tensor, partner: Tensor, lam: Tensor) -> Mix:
+        if x.ndim > 5:
+            raise ValueError(
+                f"SaliencyMix wants up to three axes of positions, shape {tuple(x.shape)} came: use CutMix"
+            )
+        centre = salient_position(x.as_subclass(Tensor))[:, partner]
+        return Mix(partner, box_mask(lam, x.shape[2:], centre))
+
+
+class ResizeMix(CutMix):
+    """Paste the whole partner, resized, into one random box of each sample, https://arxiv.org/abs/2012.11101.
+
+    For inputs (B, C, *size) of any type; the box is inside the sample, and filled from the nearest positions, so that
+    maps and bytes stay what they are. Sides are (1 - lam)^(1/k) of the sample's; the paper draws them from .1 to .8.
+    """
+
+    def cut(self, x: Tensor, partner: Tensor, lam: Tensor) -> Mix:
+        return Mix(partner, *whole_in_box(lam, x.shape[2:]))
+
+
+@delegates()
+class CMixup(MixUp):
+    """MixUp for regression: the closer two targets, the likelier they are partners, https://arxiv.org/abs/2210.05775.
+
+    For inputs as in `MixUp` and numbers as targets (B, ...), TypeError for class numbers. Any other method pairs so
+    with `pair=partial(closeness, bandwidth=.5)`.
+    """
+
+    def __init__(
+        self,
+        alpha: Any = 2.0,  # Shares are drawn from Beta(alpha, alpha), alpha > 0, or a schedule
+        *,
+        bandwidth: float = 1.0,  # How far a partner's target may be, in standard deviations of the batch's targets
+        **kwargs: Any,
+    ):
+        bandwidth = _number("bandwidth", bandwidth, lambda b: 0 < b < math.inf, "a finite number above 0")
+        super().__init__(alpha, **{"pair": partial(closeness, bandwidth=bandwidth), **kwargs})
+
+    def draw_partner(self, x: Tensor) -> Tensor:
+        if not (self.yb[0].is_floating_point() or getattr(self.old_lf, "floatify", False)):
+            raise TypeError(f"CMixup wants numbers as targets, class numbers ({self.yb[0].dtype}) came: use MixUp")
+        return super().draw_partner(x)
 
 
 def _number(name: str, value: Any, ok: Callable[[float], bool], wanted: str) -> float:
@@ -302,6 +444,24 @@ def _number(name: str, value: Any, ok: Callable[[float], bool], wanted: str) -> 
     if not ok(number := float(value)):
         raise ValueError(message)
     return number
+
+
+def _schedule(name: str, value: Any) -> Any:
+    """A number as float, or a schedule: a function of the share of the fit that is done, tried at both ends."""
+    if callable(value) and not isinstance(value, Callback):
+        for share in (0.0, 1.0):
+            _schedule(name, value(share))
+        return value
+    if name == "alpha":
+        return _number(name, value, lambda a: 0 <= a < math.inf, "a finite number above 0")
+    return _number(name, value, lambda p: 0 <= p <= 1, "a share from 0 to 1")
+
+
+def _when(name: str, value: Any) -> Any:
+    """An epoch as int, a share of the fit as float, or None."""
+    if value is None or (isinstance(value, Integral) and not isinstance(value, bool)):
+        return value
+    return _number(name, value, lambda share: 0 <= share <= 1, "an epoch (int) or a share from 0 to 1 (float)")
 
 
 def _beta(alpha: Tensor) -> Beta:

@@ -33,27 +33,27 @@ Learner.export = _without_mixing(Learner.export)  # pyright: ignore[reportAttrib
 
 @patch
 @delegates(MixUp.__init__)
-def mixup(self: Learner, alpha: float = 0.4, **kwargs: Any) -> Learner:
-    """Train with `MixUp`, in the place of other mixing."""
-    return _mix_with(self, MixUp(alpha, **kwargs))
+def mixup(self: Learner, alpha: Any = 0.4, **kwargs: Any) -> Learner:
+    """Train with `MixUp`, or with the mixing callback given for `alpha`, in the place of other mixing."""
+    return _mix_with(self, alpha if isinstance(alpha, MixHandler) and not kwargs else MixUp(alpha, **kwargs))
 
 
 @patch
 @delegates(CutMix.__init__)
-def cutmix(self: Learner, alpha: float = 1.0, **kwargs: Any) -> Learner:
+def cutmix(self: Learner, alpha: Any = 1.0, **kwargs: Any) -> Learner:
     """Train with `CutMix`, in the place of other mixing."""
     return _mix_with(self, CutMix(alpha, **kwargs))
 
 
 @patch
 @delegates(ManifoldMixup.__init__)
-def manifold_mixup(self: Learner, alpha: float = 0.4, **kwargs: Any) -> Learner:
+def manifold_mixup(self: Learner, alpha: Any = 0.4, **kwargs: Any) -> Learner:
     """Train with `ManifoldMixup`, in the place of other mixing."""
     return _mix_with(self, ManifoldMixup(alpha, **kwargs))
 
 
 @patch
 @delegates(OutputMixup.__init__)
-def output_mixup(self: Learner, alpha: float = 0.4, **kwargs: Any) -> Learner:
+def output_mixup(self: Learner, alpha: Any = 0.4, **kwargs: Any) -> Learner:
     """Train with `OutputMixup`, in the place of other mixing."""
     return _mix_with(self, OutputMixup(alpha, **kwargs))

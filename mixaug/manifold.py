@@ -98,7 +98,7 @@ class ManifoldMixup(MixHandler):
 
     def __init__(
         self,
-        alpha: float = 0.4,  # Shares are drawn from Beta(alpha, alpha), alpha > 0: the larger, the closer to one half
+        alpha: Any = 0.4,  # Shares are drawn from Beta(alpha, alpha), alpha > 0, or a schedule
         *,
         modules: Iterable[nn.Module] | None = None,  # Layers to choose from; None: those that `hidden_layers` finds
         input_mixup: bool = True,  # Choose the input, too, where it is made of floating-point numbers
@@ -227,7 +227,7 @@ class OutputMixup(MixHandler):
 
     def __init__(
         self,
-        alpha: float = 0.4,  # Shares are drawn from Beta(alpha, alpha), alpha > 0: the larger, the closer to one half
+        alpha: Any = 0.4,  # Shares are drawn from Beta(alpha, alpha), alpha > 0, or a schedule
         **kwargs: Any,
     ):
         super().__init__(alpha, **kwargs)

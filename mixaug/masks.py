@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import Distribution
 
@@ -18,16 +19,18 @@ def sample_lam(distrib: Distribution, n: int, fold: bool = True) -> Tensor:
     return torch.maximum(lam, 1 - lam) if fold else lam
 
 
-def box_mask(lam: Tensor, size: Sequence[int]) -> Tensor:
+def box_mask(lam: Tensor, size: Sequence[int], centre: Tensor | None = None) -> Tensor:
     """Return a bool mask of shape (B, *size) that is False in one random box for each sample, True around it.
 
     The box of sample i has sides of (1 - lam_i)^(1/k) times those of `size`, k = len(size): a segment, a rectangle, a
-    cuboid. Its centre is uniform over the positions and the border crops it (https://arxiv.org/abs/1905.04899), so
-    the share kept is at least `lam` (shape (B,), in [0, 1]) up to rounding; the share that counts is the mask's mean.
+    cuboid. Its centre is uniform over the positions, or given as shares of the axes' lengths by `centre`, (k, B) in
+    [0, 1). The border crops it (https://arxiv.org/abs/1905.04899), so the share kept is at least `lam` (shape (B,), in
+    [0, 1]) up to rounding; the share that counts is the mask's mean.
     """
     inside = torch.ones((), dtype=torch.bool, device=lam.device)
     ratio = (1 - lam) ** (1 / len(size))
-    centre = torch.rand(len(size), len(lam), device=lam.device)
+    if centre is None:
+        centre = torch.rand(len(size), len(lam), device=lam.device)
     for axis, (length, at) in enumerate(zip(size, centre, strict=True)):
         side = (ratio * length).round()
         start = ((at * length).floor() - (side / 2).floor())[:, None]
@@ -35,6 +38,59 @@ def box_mask(lam: Tensor, size: Sequence[int]) -> Tensor:
         within = (position >= start) & (position < start + side[:, None])
         inside = inside[..., None] & within.view(-1, *[1] * axis, length)
     return ~inside
+
+
+def fourier_mask(lam: Tensor, size: Sequence[int], decay: float = 3.0) -> Tensor:
+    """Return a bool mask of shape (B, *size) that is True in smooth random regions of the share `lam`, (B,) in [0, 1].
+
+    They are where noise is largest whose amplitude falls with the frequency to the power of `decay`
+    (https://arxiv.org/abs/2002.12047): `lam` of the positions, to within half a one.
+    """
+    axes = [torch.fft.fftfreq(length, device=lam.device) for length in size]
+    frequency = torch.stack(torch.meshgrid(*axes, indexing="ij")).norm(dim=0).clamp(min=1 / max(size))
+    noise = torch.randn(len(lam), *size, dtype=torch.complex64, device=lam.device)
+    noise = torch.fft.ifftn(noise / frequency**decay, dim=tuple(range(1, len(size) + 1))).real
+    rank = noise.flatten(1).argsort(1).argsort(1)
+    kept = (lam * math.prod(size)).round()[:, None]
+    return (rank >= math.prod(size) - kept).view(len(lam), *size)
+
+
+def whole_in_box(lam: Tensor, size: Sequence[int]) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Return a mask like `box_mask`'s, whose boxes lie inside, and the places that bring all of the partner into them.
+
+    The places are for each axis (B, length): from where in the partner, the nearest position, each position is taken.
+    """
+    inside = torch.ones((), dtype=torch.bool, device=lam.device)
+    ratio, places = (1 - lam) ** (1 / len(size)), []
+    for axis, length in enumerate(size):
+        side = (ratio * length).round()[:, None]
+        start = (torch.rand_like(side) * (length + 1 - side)).floor()
+        at = torch.arange(length, device=lam.device) - start
+        inside = inside[..., None] & ((at >= 0) & (at < side)).view(-1, *[1] * axis, length)
+        places.append(((at + 0.5) * length / side.clamp(min=1)).long().clamp(0, length - 1))
+    return ~inside, tuple(places)
+
+
+def salient_position(x: Tensor) -> Tensor:
+    """Return where each sample of `x`, (B, C, *size) with up to three axes, stands out most from its surroundings.
+
+    As shares of the axes' lengths, (k, B) in [0, 1): the largest contrast to the average over surroundings of three
+    sizes, channels averaged, itself averaged over its neighbours.
+    """
+    size = x.shape[2:]
+
+    def smooth(t: Tensor, n: int) -> Tensor:
+        kernel = [min(n, length - 1 + length % 2) for length in size]
+        average = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[len(size) - 1]
+        return average(t, kernel, stride=1, padding=[k // 2 for k in kernel], count_include_pad=False)
+
+    grey = x.float().mean(1, keepdim=True)
+    contrast = smooth(torch.stack([(grey - smooth(grey, n)).abs() for n in (3, 7, 15)]).sum(0), 3)
+    at, shares = contrast.flatten(1).argmax(1), []
+    for length in reversed(size):
+        shares.insert(0, (at % length + 0.5) / length)
+        at = at // length
+    return torch.stack(shares)
 
 
 def share(mask: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """What a draw does to tensors: a `Mix` says who is mixed with whom and how much of itself each sample keeps."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,21 +17,48 @@ def sample_partner(n: int, device: torch.device | str | None = None) -> Tensor:
     return torch.empty_like(order).scatter_(0, order, order.roll(1))
 
 
-def blend(x: Tensor, partner: Tensor, mask: Tensor) -> Tensor:
+def sample_partner_by(weights: Tensor) -> Tensor:
+    """Draw the partner of each sample, shape (n,), with probability in proportion to its row of `weights` (n, n), >= 0.
+
+    Nobody is its own partner but where nobody else has any weight: such a sample stays unmixed.
+    """
+    if weights.ndim != 2 or weights.shape[0] != weights.shape[1]:
+        raise ValueError(f"weights of shape {tuple(weights.shape)} came, (B, B) was wanted")
+    others = weights.float().masked_fill(torch.eye(len(weights), dtype=torch.bool, device=weights.device), 0)
+    alone = (others.sum(1) == 0).float().diag()
+    return ((others + alone) / torch.empty_like(others).exponential_()).argmax(1)
+
+
+def closeness(y: Tensor, bandwidth: float = 1.0) -> Tensor:
+    """Return weights (n, n) that fall with the distance of the targets `y` (n, ...) like a Gaussian's density.
+
+    `bandwidth` is its standard deviation, in units of the targets' own (https://arxiv.org/abs/2210.05775).
+    """
+    y = y.float().flatten(1) if y.ndim > 1 else y.float()[:, None]
+    distance = (y[:, None] - y[None]).square().sum(-1) / (2 * bandwidth**2 * y.var(0).sum().clamp(min=1e-12))
+    return distance.fill_diagonal_(torch.inf).neg().softmax(1)
+
+
+def blend(x: Tensor, partner: Tensor, mask: Tensor, places: Sequence[Tensor] = ()) -> Tensor:
     """Return a new tensor in which each sample of `x` keeps the share `mask` and takes the rest from its partner.
 
     `x` is (B, ..., *size), `partner` (B,) integers, `mask` (B, *size): its positions are the last axes of `x`. A bool
-    mask chooses, for any dtype of `x`; a float mask averages, which is a TypeError for integers.
+    mask chooses, for any dtype of `x`; a float mask averages, which is a TypeError for integers. `places` are for each
+    axis of `size`, (B, length), those positions of the partner which come to the positions of the sample.
     """
     # A tensor of fastai's pays for its type in every operation
     plain = x if type(x) is Tensor else x.as_subclass(Tensor)
     weight = mask.view(len(mask), *[1] * (x.ndim - mask.ndim), *mask.shape[1:])
     if not x.numel():
         return x
+    other = plain[partner]
+    for axis, place in enumerate(places, x.ndim - len(places)):
+        index = place.view(len(x), *[1] * (axis - 1), -1, *[1] * (x.ndim - 1 - axis))
+        other = torch.take_along_dim(other, index, axis)
     if mask.dtype == torch.bool:
-        out = torch.where(weight, plain, plain[partner])
+        out = torch.where(weight, plain, other)
     elif x.is_floating_point() or x.is_complex():
-        out = torch.lerp(plain[partner], plain, weight.to(x.dtype))
+        out = torch.lerp(other, plain, weight.to(x.dtype))
     else:
         raise TypeError(
             f"a {type(x).__name__} of {x.dtype} and shape {tuple(x.shape)} came to be averaged, floats were wanted: "
@@ -69,11 +96,13 @@ class Mix:
     """One draw for one batch, which inputs, targets and loss all read.
 
     `partner`: (B,) integers, the sample that each sample is mixed with. `mask`: the share that it keeps of itself,
-    float (B,), or for each position (B, *size), bool to choose and float to average.
+    float (B,), or for each position (B, *size), bool to choose and float to average. `places`: for each axis of `size`,
+    (B, length) integers, from where in the partner each position is taken; without it, from the same position.
     """
 
     partner: Tensor
     mask: Tensor
+    places: tuple[Tensor, ...] = ()
 
     @cached_property
     def lam(self) -> Tensor:
@@ -89,8 +118,39 @@ class Mix:
         """Return `x` of shape (B, ...) mixed: position by position where the mask covers it, else averaged by `lam`."""
         if len(x) != len(self.partner):
             raise ValueError(f"a tensor of shape {tuple(x.shape)} came, {len(self.partner)} samples were wanted")
-        return blend(x, self.partner, self.mask if self.covers(x) else self.lam)
+        covered = self.covers(x)
+        return blend(x, self.partner, self.mask if covered else self.lam, self.places if covered else ())
 
     def shared(self) -> "Mix":
         """Return the same mix with the first sample's mask for the whole batch."""
-        return Mix(self.partner, self.mask[:1].expand_as(self.mask))
+        mask, *places = (t[:1].expand_as(t) for t in (self.mask, *self.places))
+        return Mix(self.partner, mask, tuple(places))
+
+    def unmixed(self) -> "Mix":
+        """Return the mix of the same form in which each sample stays as it is."""
+        own = torch.arange(len(self.partner), device=self.partner.device)
+        places = (torch.arange(p.shape[1], device=p.device).expand_as(p) for p in self.places)
+        return Mix(own, torch.ones_like(self.mask), tuple(places))
+
+    def after_clean(self) -> "Mix":
+        """Return the mix of a batch of twice the size, the first half of which stays as it is."""
+        clean, n = self.unmixed(), len(self.partner)
+        mask, *places = map(torch.cat, zip((clean.mask, *clean.places), (self.mask, *self.places), strict=True))
+        return Mix(torch.cat([clean.partner, self.partner + n]), mask, tuple(places))
+
+
+def choose(mixes: Sequence[Mix], choice: Tensor) -> Mix:
+    """Return the mix in which sample i is mixed as in `mixes[choice[i]]`, `choice` (B,) integers.
+
+    Where masks of both kinds meet, the one that chooses becomes an average by 0 and 1.
+    """
+    masks = [mix.mask for mix in mixes]
+    size = max((mask.shape for mask in masks), key=len)
+    if any(mask.dtype != torch.bool for mask in masks):
+        masks = [mask.float() for mask in masks]
+    masks = [mask.view(*mask.shape, *[1] * (len(size) - mask.ndim)).expand(size) for mask in masks]
+    moved = next((mix for mix in mixes if mix.places), mixes[0]).unmixed().places
+    each = [(mix.partner, mask, *(mix.places or moved)) for mix, mask in zip(mixes, masks, strict=True)]
+    sample = torch.arange(len(choice), device=choice.device)
+    partner, mask, *places = (torch.stack(field)[choice, sample] for field in zip(*each, strict=True))
+    return Mix(partner, mask, tuple(places))

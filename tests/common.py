@@ -9,9 +9,20 @@ from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
 from torch import nn
 
-from mixaug import CutMix, ManifoldMixup, MixUp, OutputMixup
+from mixaug import CMixup, CutMix, FMix, ManifoldMixup, MixUp, OneOf, OutputMixup, ResizeMix, SaliencyMix
 
 METHODS = {"MixUp": MixUp, "CutMix": CutMix, "ManifoldMixup": ManifoldMixup, "OutputMixup": OutputMixup}
+# and what takes their place in the tests of what is alike for all
+EVERY = {
+    **METHODS,
+    "FMix": FMix,
+    "SaliencyMix": SaliencyMix,
+    "ResizeMix": ResizeMix,
+    "CMixup": CMixup,
+    "OneOf": lambda alpha=1: OneOf(MixUp(alpha), CutMix(alpha), ManifoldMixup(alpha), OutputMixup(alpha)),
+    "OneOf, each sample": lambda alpha=1: OneOf(MixUp(alpha), ResizeMix(alpha), p=[0.5, 0.4], per_sample=True),
+    "clean": lambda alpha=1: CutMix(alpha, clean=True),
+}
 N, BS, C = 22, 8, 3
 
 
@@ -27,7 +38,7 @@ class Spy(Callback):
         if self.training:
             row = {"x": self.learn.xb, "y": self.learn.yb, "iter": self.iter}
             if self.mixer is not None:
-                names = ("mix", "lam", "yb1", "one_lam", "mixed_layer")
+                names = ("mix", "lam", "yb1", "one_lam", "mixed_layer", "chosen")
                 row.update((name, getattr(self.mixer, name)) for name in names if name in vars(self.mixer))
             self.batches.append(row)
 
@@ -76,6 +87,29 @@ def on(event, f, order=0):
     cb = Callback(**{event: lambda self: f(self.learn)})
     cb.order = order
     return cb
+
+
+def slow_mix(t, mix):
+    """The mix of a tensor (B, ...), a sample at a time."""
+    size, out = mix.mask.shape[1:], []
+    covered = t.shape[1:][max(0, t.ndim - 1 - len(size)) :] == size or not size
+    for i, j in enumerate(mix.partner.tolist()):
+        keep, other = mix.mask[i], t[j]
+        if not covered:
+            keep = keep.float().mean()
+        elif mix.places:
+            for axis, place in enumerate(mix.places, -len(size)):
+                other = other.index_select(axis, place[i])
+        out.append(torch.where(keep, t[i], other) if keep.dtype == torch.bool else keep * t[i] + (1 - keep) * other)
+    return torch.stack(out)
+
+
+def place_of(mixer):
+    """Where the batch at hand is mixed: "input", "output", or the name of a layer."""
+    mixer = getattr(mixer, "chosen", None) or mixer
+    if isinstance(mixer, ManifoldMixup):
+        return mixer.mixed_layer or "input"
+    return "output" if isinstance(mixer, OutputMixup) else "input"
 
 
 def slow_loss(row, y):

@@ -28,7 +28,7 @@ DEFAULTS = {MixHandler: 0.5, MixUp: 0.4, CutMix: 1.0, ManifoldMixup: 0.4, Output
 def test_the_signature_shows_every_argument(method):
     parameters = inspect.signature(method).parameters
     common = {"prob": 1.0, "per_sample": True, "fold": method is not CutMix, "stack_x": False, "stack_y": None}
-    common["seed"] = None
+    common |= {"start": None, "stop": None, "clean": False, "pair": None, "seed": None}
     own = {"modules": None, "input_mixup": True} if method is ManifoldMixup else {}
     assert {name: p.default for name, p in parameters.items()} == {"alpha": DEFAULTS[method], **common, **own}
     kinds = {name: p.kind for name, p in parameters.items() if name != "alpha"}

@@ -2,13 +2,14 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.distributions import Beta
 
-from mixaug import box_mask, sample_lam
+from mixaug import box_mask, fourier_mask, salient_position, sample_lam, whole_in_box
 from mixaug.masks import share
 
 
@@ -77,3 +78,97 @@ def test_centres_are_uniform_over_the_positions():
     expected = 30_000 / 100
     chi2 = ((cut.sum(0) - expected) ** 2 / expected).sum().item()
     assert chi2 < 149  # the 99.9 % quantile for 99 degrees of freedom
+
+
+lams = st.lists(st.floats(0, 1, width=32), min_size=1, max_size=5)
+
+
+@given(size=sizes, lam=lams, seed=st.integers(0, 2**32))
+def test_a_fourier_mask_keeps_its_share_to_half_a_position(size, lam, seed):
+    torch.manual_seed(seed)
+    masks = fourier_mask(torch.tensor(lam), size)
+    assert masks.dtype == torch.bool
+    assert masks.shape == (len(lam), *size)
+    for mask, keep in zip(masks, lam, strict=True):
+        assert abs(mask.sum().item() - keep * math.prod(size)) <= 0.5 + 1e-4
+
+
+@pytest.mark.parametrize("size", [(256,), (32, 40), (12, 12, 12)])
+def test_the_decay_makes_regions_of_a_fourier_mask(size):
+    """Neighbours along each axis agree more often the larger the decay; with none they are independent."""
+
+    def agreement(decay):
+        mask = fourier_mask(torch.full((50,), 0.5), size, decay)
+        return [(mask == mask.roll(1, axis)).float().mean().item() for axis in range(1, mask.ndim)]
+
+    torch.manual_seed(0)
+    for none, little, much in zip(agreement(0), agreement(1.5), agreement(3), strict=True):
+        assert none == pytest.approx(0.5, abs=0.02)
+        assert none + 0.1 < little < much
+        assert much > 0.85
+
+
+def test_a_fourier_mask_is_the_papers():
+    """The largest values of filtered noise, computed with numpy a sample at a time."""
+    lam, size = torch.tensor([0.3, 0.8]), (5, 8)
+    torch.manual_seed(0)
+    got = fourier_mask(lam, size)
+    torch.manual_seed(0)
+    noise = torch.randn(2, *size, dtype=torch.complex64).numpy().astype(np.complex128)
+    for i in range(2):
+        spectrum = np.zeros(size, dtype=np.complex128)
+        for a in range(5):
+            for b in range(8):
+                f = math.hypot(np.fft.fftfreq(5)[a], np.fft.fftfreq(8)[b])
+                spectrum[a, b] = noise[i, a, b] / max(f, 1 / 8) ** 3
+        grey = np.fft.ifft2(spectrum).real.flatten()
+        kept = set(np.argsort(grey)[len(grey) - round(lam[i].item() * 40) :])
+        assert kept == set(got[i].flatten().nonzero().flatten().tolist())
+
+
+@given(size=sizes, lam=lams, seed=st.integers(0, 2**32))
+def test_the_whole_of_the_partner_is_in_the_box(size, lam, seed):
+    torch.manual_seed(seed)
+    masks, places = whole_in_box(torch.tensor(lam), size)
+    assert [p.shape for p in places] == [(len(lam), length) for length in size]
+    for i, keep in enumerate(lam):
+        cut = (~masks[i]).nonzero()
+        sides = [round(length * float((1 - torch.tensor(keep)) ** (1 / len(size)))) for length in size]
+        assert len(cut) == math.prod(sides)  # never cropped
+        if len(cut) == 0:
+            continue
+        for axis, (side, length) in enumerate(zip(sides, size, strict=True)):
+            first, last = cut[:, axis].min().item(), cut[:, axis].max().item()
+            assert last - first + 1 == side
+            expected = [math.floor((k + 0.5) * length / side) for k in range(side)]
+            assert places[axis][i, first : last + 1].tolist() == expected
+
+
+def test_the_box_of_the_whole_partner_may_be_anywhere_inside():
+    torch.manual_seed(0)
+    masks, _ = whole_in_box(torch.full((2000,), 0.5), (4,))
+    starts = (~masks).float().argmax(1)
+    assert starts.bincount().tolist() == pytest.approx([2000 / 3] * 3, rel=0.1)
+
+
+@pytest.mark.parametrize("size", [(40,), (1, 30), (21, 33), (2, 9, 17), (8, 9, 10)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_what_stands_out_is_found(size, channels):
+    torch.manual_seed(0)
+    at = torch.stack([torch.randint(0, length, (6,)) for length in size])
+    x = 0.05 * torch.rand(6, channels, *size) + torch.rand(6, 1, *[1] * len(size))
+    for i in range(6):
+        x[(i, slice(None), *at[:, i])] += 3
+    got = salient_position(x)
+    assert got.shape == (len(size), 6)
+    for found, length, where in zip(got, size, at, strict=True):
+        found = (found * length).floor()
+        assert ((found - where).abs() <= 1).all()
+        assert ((found >= 0) & (found < length)).all()
+
+
+def test_a_box_may_be_given_its_centre():
+    centre = torch.tensor([[0.5, 0.1], [0.25, 0.9]])
+    masks = box_mask(torch.full((2,), 0.75), (8, 8), centre)
+    for mask, (rows, columns) in zip(masks, ((range(2, 6), range(4)), (range(2), range(5, 8))), strict=True):
+        assert sorted((~mask).nonzero().tolist()) == [[r, c] for r in rows for c in columns]

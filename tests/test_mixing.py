@@ -1,12 +1,15 @@
 """`blend`, `Mix` and the pairing against loops over the samples."""
 
+import math
+
 import pytest
 import torch
+from common import slow_mix
 from fastai.torch_core import TensorImage
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixaug import Mix, blend, box_mask, sample_partner
+from mixaug import Mix, blend, box_mask, choose, closeness, sample_partner, sample_partner_by, whole_in_box
 
 
 def slow_blend(x, partner, mask):
@@ -139,3 +142,91 @@ def test_gradients_flow_to_both_samples():
     x = torch.randn(4, 3, dtype=torch.double, requires_grad=True)
     partner, lam = sample_partner(4), torch.rand(4, dtype=torch.double)
     assert torch.autograd.gradcheck(lambda t: blend(t, partner, lam), x)
+
+
+def test_partners_are_drawn_in_proportion_to_the_weights():
+    torch.manual_seed(0)
+    weights = torch.tensor([[9.0, 1.0, 3.0, 0.0], [0.0, 0.0, 0.0, 2.0], [1.0, 1.0, 7.0, 1.0], [0.0, 0.0, 0.0, 5.0]])
+    kept = weights.clone()
+    drawn = torch.stack([sample_partner_by(weights) for _ in range(4000)])
+    assert torch.equal(weights, kept)
+    assert (drawn[:, 0] == 2).float().mean().item() == pytest.approx(0.75, abs=0.03)
+    assert (drawn[:, 0] == 1).float().mean().item() == pytest.approx(0.25, abs=0.03)
+    assert (drawn[:, 1] == 3).all()
+    assert drawn[:, 2].bincount(minlength=4).tolist() == pytest.approx([4000 / 3, 4000 / 3, 0, 4000 / 3], abs=120)
+    assert (drawn[:, 3] == 3).all()  # nobody else has weight
+
+
+def test_weights_of_another_shape_are_refused():
+    with pytest.raises(ValueError, match=r"weights of shape \(3, 2\) came, \(B, B\) was wanted"):
+        sample_partner_by(torch.ones(3, 2))
+
+
+@given(n=st.integers(2, 8), shape=st.lists(st.integers(1, 3), max_size=2), width=st.floats(0.1, 5))
+def test_closeness_is_the_papers_density(n, shape, width):
+    torch.manual_seed(n)
+    y = 100 * torch.randn(n, *shape, dtype=torch.float64)
+    variance, got = sum(t.var() for t in y.view(n, -1).T), closeness(y, width)
+    for i in range(n):
+        expected = torch.tensor([math.exp(-((y[i] - y[j]) ** 2).sum() / (2 * width**2 * variance)) for j in range(n)])
+        expected[i] = 0
+        if expected.max() > 1e-30:
+            torch.testing.assert_close(got[i], (expected / expected.sum()).float(), rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(closeness(1000 * y + 5, width)[i], got[i], rtol=1e-3, atol=1e-6)  # of any unit
+
+
+def test_equal_targets_are_equally_close():
+    torch.testing.assert_close(closeness(torch.ones(4)), (torch.ones(4, 4) - torch.eye(4)) / 3)
+
+
+@given(size=st.lists(st.integers(1, 6), min_size=1, max_size=3), channels=st.lists(st.integers(1, 3), max_size=1),
+       dtype=st.sampled_from([torch.float32, torch.uint8, torch.int64]), seed=st.integers(0, 2**32))  # fmt: skip
+def test_places_bring_other_positions_of_the_partner(size, channels, dtype, seed):
+    torch.manual_seed(seed)
+    x, lam = (50 * torch.rand(5, *channels, *size)).to(dtype), torch.rand(5)
+    mix = Mix(sample_partner(5), *whole_in_box(lam, size))
+    out = mix.blend(x)
+    assert out.dtype == dtype
+    assert torch.equal(out, slow_mix(x, mix))
+
+
+def mixes(n, size):
+    """Of every form that a mix can have."""
+    partner = lambda: sample_partner(n)  # noqa: E731
+    return [
+        Mix(partner(), torch.rand(n)),
+        Mix(partner(), box_mask(torch.rand(n), size)),
+        Mix(partner(), torch.rand(n, *size)),
+        Mix(partner(), *whole_in_box(torch.rand(n), size)),
+    ]
+
+
+@given(size=st.lists(st.integers(1, 6), min_size=1, max_size=3), at=st.lists(st.integers(0, 3), min_size=1, max_size=4),
+       seed=st.integers(0, 2**32))  # fmt: skip
+def test_a_choice_mixes_each_sample_as_one_of_the_mixes(size, at, seed):
+    torch.manual_seed(seed)
+    x, choice = torch.randn(6, 2, *size), torch.randint(0, len(at), (6,))
+    some = [mixes(6, size)[k] for k in at]
+    chosen = choose(some, choice)
+    out = chosen.blend(x)
+    for i, k in enumerate(choice):
+        torch.testing.assert_close(out[i], some[k].blend(x)[i])
+        torch.testing.assert_close(chosen.lam[i], some[k].lam[i])
+        assert chosen.partner[i] == some[k].partner[i]
+
+
+@given(size=st.lists(st.integers(1, 6), min_size=1, max_size=3), seed=st.integers(0, 2**32))
+def test_every_form_of_a_mix_has_its_like(size, seed):
+    torch.manual_seed(seed)
+    x = torch.randn(6, 2, *size)
+    for mix in mixes(6, size):
+        assert torch.equal(mix.unmixed().blend(x), x)
+        double = mix.after_clean()
+        assert torch.equal(double.blend(torch.cat([x, x])), torch.cat([x, mix.blend(x)]))
+        assert torch.equal(double.lam, torch.cat([torch.ones(6), mix.lam]))
+        shared = mix.shared()
+        assert torch.equal(shared.partner, mix.partner)
+        torch.testing.assert_close(shared.lam, mix.lam[:1].expand(6))
+        first = Mix(torch.cat([mix.partner[:1], mix.partner[1:]]), mix.mask, mix.places)
+        assert torch.equal(shared.blend(x)[0], first.blend(x)[0])
+        torch.testing.assert_close(shared.blend(x), slow_mix(x, shared))

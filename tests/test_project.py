@@ -48,7 +48,7 @@ def test_masks_and_mixing_may_import_nothing_but_torch():
 
 
 def test_imports_go_one_way():
-    order = ["masks", "mixing", "loss", "handlers", "manifold", "metrics", "learner", "show", "__init__"]
+    order = ["masks", "mixing", "loss", "handlers", "manifold", "combine", "metrics", "learner", "show", "__init__"]
     for at, name in enumerate(order):
         path = ROOT / f"mixaug/{name}.py"
         imported = re.findall(r"^ *from \.(\w*) import (\w+)", path.read_text(), re.M) if path.exists() else []

@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from common import BS, METHODS, C, N, cnn, images, learner, on
+from common import BS, EVERY, METHODS, C, N, cnn, images, learner, on, place_of, slow_mix
 from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat, L1LossFlat, MSELossFlat
 from fastai.torch_core import TensorBase
 from torch import nn
+
+from mixaug import ManifoldMixup, Mix
 
 SIZE = (5, 6)
 WEIGHT = torch.tensor([0.1, 1.0, 20.0])
@@ -136,17 +138,6 @@ def several(value):
     return value if isinstance(value, tuple) else (value,)
 
 
-def slow_average(t, partner, lam):
-    return torch.stack([lam[i] * t[i] + (1 - lam[i]) * t[j] for i, j in enumerate(partner.tolist())])
-
-
-def slow_cut(t, partner, mask):
-    out = t.clone()
-    for i, j in enumerate(partner.tolist()):
-        out[i][..., ~mask[i]] = t[j][..., ~mask[i]]
-    return out
-
-
 def slow_weighted(loss, pred, y, y1, lam):
     """The formula for losses that divide by the targets' weights, a position at a time."""
     inner, total, count = loss.func, 0.0, 0.0
@@ -161,32 +152,49 @@ def slow_weighted(loss, pred, y, y1, lam):
     return total / count
 
 
-@pytest.mark.parametrize("method", METHODS)
+def refused(task, method):
+    """What a method cannot do to a task: regression's pairing of classes, class maps half cut and half averaged."""
+    first = several(task.y)[0]
+    classes = not first.is_floating_point() and not getattr(task.loss, "floatify", False)
+    return (method == "CMixup" and classes) or (
+        method == "OneOf, each sample" and classes and "map" in several(task.rule)
+    )
+
+
+@pytest.mark.parametrize("method", EVERY)
 @pytest.mark.parametrize("task", TASKS)
 def test_task(task, method):
-    task, cut = TASKS[task](), method == "CutMix"
+    task = TASKS[task]()
     xs, ys, rules = several(task.x), several(task.y), several(task.rule)
     before = [t.clone() for t in (*xs, *ys)]
-    mixer = METHODS[method](1)
-    model = task.model()
-    if isinstance(model, Siamese) and method == "ManifoldMixup":
-        mixer = METHODS[method](1, modules=[model.head[0]])
+    mixer, model = EVERY[method](1), task.model()
+    for part in (mixer, *getattr(mixer, "methods", ())):
+        if isinstance(model, Siamese) and isinstance(part, ManifoldMixup):
+            part.modules = [model.head[0]]
     learn = learner(mixer, task.x, task.y, model=model, loss=task.loss)
+    places = []
+    learn.add_cb(on("after_pred", lambda learn: places.append(place_of(mixer)) if learn.training else None))
+    if refused(task, method) or (method == "clean" and task.loss is class_and_number):
+        with pytest.raises((TypeError, ValueError), match=r"CMixup wants|map of class numbers|known to be an average"):
+            learn.fit(2, 0.01)
+        return
     learn.fit(2, 0.01)
-    for row in learn.spy.batches:
+    for row, place in zip(learn.spy.batches, places, strict=True):
         at, mix, lam = slice(row["iter"] * BS, (row["iter"] + 1) * BS), row["mix"], row["lam"]
-        mask = mix.mask.expand(len(lam), *mix.mask.shape[1:])
-        assert len(lam.unique()) >= min(task.lams, 1 if cut and task.lams == 2 and mask[0].numel() == 1 else task.lams)
-        if method in ("MixUp", "CutMix"):
-            for got, x in zip(row["x"], xs, strict=True):
-                cuts = cut and x.shape[2:] == mask.shape[1:]
-                expected = slow_cut(x[at], mix.partner, mask) if cuts else slow_average(x[at], mix.partner, lam)
-                torch.testing.assert_close(got, expected, check_dtype=False)
-                assert got.dtype == x.dtype
+        x_own, y_own = ([t[at] for t in ts] for ts in (xs, ys))
+        if method == "clean":
+            x_own, y_own = ([torch.cat([t, t]) for t in ts] for ts in (x_own, y_own))
+        cut = mix.mask.dtype == torch.bool
+        torch.testing.assert_close(lam, mix.mask.float().flatten(1).mean(1) if mix.mask.ndim > 1 else mix.mask)
+        assert cut or mix.mask.ndim > 1 or len(lam.unique()) >= task.lams
+        for got, x in zip(row["x"], x_own, strict=True):
+            expected = slow_mix(x, mix) if place == "input" else x
+            torch.testing.assert_close(got, expected, check_dtype=False)
+            assert got.dtype == x.dtype
         own, partners = [], []
-        for got, y, rule in zip(row["y"], (y[at] for y in ys), rules, strict=True):
+        for got, y, rule in zip(row["y"], y_own, rules, strict=True):
             if rule == "map" and cut:
-                assert torch.equal(got, slow_cut(y, mix.partner, mask))
+                assert torch.equal(got, slow_mix(y, mix))
                 assert got.dtype == y.dtype
                 own.append(got)
                 partners.append(got)
@@ -195,7 +203,8 @@ def test_task(task, method):
                 own.append(y)
                 partners.append(y[mix.partner])
             else:
-                torch.testing.assert_close(got, slow_average(y.to(got.dtype), mix.partner, lam).to(got.dtype))
+                expected = slow_mix(y.to(got.dtype), mix if rule == "map" else Mix(mix.partner, lam))
+                torch.testing.assert_close(got, expected.to(got.dtype))
                 own.append(got)
                 partners.append(got)
         if task.weighted:
@@ -237,7 +246,7 @@ def test_images_of_bytes_are_cut_but_not_averaged():
     learn.fit(1)
     for row in learn.spy.batches:
         own = x[row["iter"] * BS : (row["iter"] + 1) * BS]
-        assert torch.equal(row["x"][0], slow_cut(own, row["mix"].partner, row["mix"].mask))
+        assert torch.equal(row["x"][0], slow_mix(own, row["mix"]))
     with pytest.raises(TypeError, match=r"torch.uint8.*IntToFloatTensor"):
         learner(METHODS["MixUp"](), x, model=Scaled()).fit(1)
 
