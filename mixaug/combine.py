@@ -99,8 +99,7 @@ class OneOf(MixHandler):
         (super() if self.chosen is None else self.chosen).after_loss()
 
     def after_batch(self) -> None:
-        if self.chosen is not None:
-            self.chosen("after_batch")
+        (super() if self.chosen is None else self.chosen).after_batch()
 
     def restore(self) -> None:
         super().restore()

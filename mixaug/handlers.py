@@ -1,6 +1,7 @@
 """`MixHandler`, which takes each training batch through a mix, and the methods that mix its input."""
 
 import math
+import operator
 import random
 import warnings
 from collections.abc import Callable, Iterator
@@ -44,6 +45,7 @@ class MixHandler(Callback):
 
     run_valid = False
     _learn: Any = None
+    _ready = False  # whether `before_fit` came since the callback was added
     mix: Any
     lam: Any
     yb1: Any
@@ -63,22 +65,19 @@ class MixHandler(Callback):
         pair: Any = None,  # "same" or "other": partners by class; or a function of targets (B, ...) to weights (B, B)
         seed: int | None = None,  # Draw from a random stream of its own that starts here, and disturb no other
     ):
-        self.alpha, self.prob = _schedule("alpha", alpha), _schedule("prob", prob)
-        if not callable(alpha) and self.alpha == 0:
-            raise ValueError(f"alpha came as {alpha!r}, a finite number above 0 was wanted: to mix nothing use prob=0")
+        self.alpha, self.prob = alpha, _schedule("prob", prob)
         self.start, self.stop = _when("start", start), _when("stop", stop)
         both = None not in (start, stop) and type(self.start) is type(self.stop)
         if both and (self.start < 0) == (self.stop < 0) and self.start >= self.stop:
             raise ValueError(f"start={start!r} came with stop={stop!r}, a start before the stop was wanted")
         if seed is not None:
-            _number("seed", seed, float.is_integer, "a whole number")
+            seed = int(_number("seed", seed, float.is_integer, "a whole number"))
         if clean and stack_x:
             raise ValueError("clean=True came with stack_x=True, one of them was wanted")
         if not (pair is None or callable(pair) or pair in PAIRS):
             raise ValueError(f"pair came as {pair!r}, None, {', '.join(map(repr, PAIRS))} or a function was wanted")
         self.clean, self.pair = clean, pair
         self.per_sample, self.fold, self.stack_x, self.stack_y = per_sample, fold, stack_x, stack_y
-        self.distrib = _beta(torch.tensor(1.0 if callable(self.alpha) else self.alpha))
         self.mix = self.lam = self.yb1 = self._own = None
         self.seed, self._stream = seed, None
         self.one_lam = False  # whether the loss is given one share for the batch
@@ -87,16 +86,30 @@ class MixHandler(Callback):
         return f"{type(self).__name__}(alpha={self.alpha}, prob={self.prob})"
 
     @property
+    def alpha(self) -> Any:
+        """The parameter of the Beta distribution that shares are drawn from, or its schedule."""
+        return self._alpha
+
+    @alpha.setter
+    def alpha(self, alpha: Any) -> None:
+        self._alpha = _schedule("alpha", alpha)
+        if self._alpha == 0:
+            raise ValueError(f"alpha came as {alpha!r}, a finite number above 0 was wanted: to mix nothing use prob=0")
+        self.distrib = _beta(torch.tensor(1.0 if callable(self._alpha) else self._alpha))
+
+    @property
     def learn(self) -> Any:
         """The one learner that has this callback: being added to another, it leaves the first in order."""
         return self._learn
 
     @learn.setter
     def learn(self, learn: Any) -> None:
-        if self._learn is not None and learn is not self._learn:
+        former, self._ready = self._learn, False
+        if former is not None and learn is not former:
             self.restore()
-            former, self._learn = self._learn, None
-            former.remove_cb(self)
+            self._learn = None
+            if learn is not None:
+                former.remove_cb(self)
         self._learn = learn
 
     @property
@@ -164,9 +177,10 @@ class MixHandler(Callback):
 
         Those that start from one seed would all draw the same mixes otherwise.
         """
-        if self.seed is None and num_distrib() > 1:
-            self._stream = random.Random(f"{random.getrandbits(64)} {rank_distrib()}")
-        elif self.seed is not None and self._stream is None:
+        if self.seed is None:
+            several = num_distrib() > 1
+            self._stream = random.Random(f"{random.getrandbits(64)} {rank_distrib()}") if several else None
+        elif self._stream is None:
             self._stream = random.Random(f"{self.seed} {rank_distrib()}")
 
     @contextmanager
@@ -179,8 +193,9 @@ class MixHandler(Callback):
         with torch.random.fork_rng(accelerators, device_type=device.type):
             seed = self._stream.getrandbits(63)
             torch.default_generator.manual_seed(seed)
-            for accelerator in accelerators:
-                torch.get_device_module(accelerator).manual_seed(seed)
+            for accelerator in accelerators:  # its own `manual_seed` is for the current device only
+                state = torch.Generator(accelerator).manual_seed(seed).get_state()
+                torch.get_device_module(accelerator).set_rng_state(state, accelerator)
             yield
 
     def stack_features(self) -> None:
@@ -209,7 +224,15 @@ class MixHandler(Callback):
 
     # The flow of a batch
 
+    def __call__(self, event_name: str) -> Any:
+        if not self.run and self.learn is not None:  # switched off in the middle of a training
+            self.restore()
+        elif event_name == "before_batch" and not self._ready and self.training:  # added in the middle of a fit
+            self.before_fit()
+        return super().__call__(event_name)
+
     def before_fit(self) -> None:
+        self._ready = True
         self.restore()
         self.start_stream()
         # fastai's own callbacks have a handler of the same name
@@ -239,8 +262,16 @@ class MixHandler(Callback):
     def after_pred(self) -> None:
         if self.yb1 is not None and self.stack_y:
             self.wrap_loss()
-            # Until it was computed, and for no other prediction
-            self.learn.loss_func.instead = lambda pred, *yb: (self.lf if pred is self.pred else self.old_lf)(pred, *yb)
+            self.learn.loss_func.instead = self._mixed_or_plain
+
+    def _mixed_or_plain(self, pred: Any, *yb: Any) -> Tensor:
+        """The loss of the mix for the prediction, and any other of the mixed inputs; the user's for what else comes."""
+        again = self.input_is_mixed() and len(yb) == len(self.yb) and all(map(operator.is_, yb, self.yb))
+        return (self.lf if pred is self.pred or again else self.old_lf)(pred, *yb)
+
+    def input_is_mixed(self) -> bool:
+        """Whether the model is given mixed inputs, so that whatever it makes of them is of the mix."""
+        return True
 
     def lf(self, pred: Any, *yb: Any) -> Tensor:
         """Return the loss of a mixed batch: `lam · L(pred, yb) + (1 - lam) · L(pred, yb1)`."""
@@ -248,9 +279,17 @@ class MixHandler(Callback):
         return mixed_loss(self.old_lf, pred, yb, yb1, self.lam[:1] if self.one_lam else self.lam)
 
     def after_loss(self) -> None:
+        if not self.input_is_mixed():
+            self.forget()
+
+    def after_batch(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """Give the batch its own loss and targets again, but maps that were cut: metrics see these."""
         if self.yb1 is not None:
             self.wrap_loss()  # anew, without `instead`
-        if self._own is not None:  # metrics see the samples' own targets, and maps as they were cut
+        if self._own is not None:
             left = zip(self.yb, self._own, strict=True)
             self.learn.yb = tuple(y if self.stacks(y) or self.cuts(y) else own for y, own in left)
             self._own = None

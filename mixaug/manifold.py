@@ -139,8 +139,6 @@ class ManifoldMixup(MixHandler):
 
     def hook_layers(self) -> None:
         """Register the hooks until the end of the training: a compiled model takes no notice of changes."""
-        if not self.hidden_layers:  # added in the middle of a fit
-            self.find_layers()
         layers = enumerate(self.hidden_layers.values())
         self._hooks = [m.register_forward_hook(_Hook(self._pass, self.model, m, at)) for at, m in layers]
         if self._pass.runs is None and "torch._dynamo" in sys.modules:
@@ -166,14 +164,19 @@ class ManifoldMixup(MixHandler):
             self._pass.forward = False
             runs = dict(zip(self.hidden_layers, self._pass.runs, strict=True))
             if wrong := {name: n for name, n in runs.items() if n != 1}:
+                mode = "" if self.model.training else " (the model is in eval mode, in which nothing is mixed)"
                 raise RuntimeError(
                     "layers that may be mixed have to run once in a forward pass, these ran as often as the number "
-                    f"says: {wrong}; choose from others (modules=[...])"
+                    f"says: {wrong}{mode}; choose from others (modules=[...])"
                 )
         super().after_pred()
 
     def after_batch(self) -> None:
+        super().after_batch()
         self._pass.mix = None
+
+    def input_is_mixed(self) -> bool:
+        return self.stack_x or self.mixed_layer is None
 
 
 class _Pass:
@@ -236,6 +239,9 @@ class OutputMixup(MixHandler):
 
     def mix_features(self) -> None:
         pass
+
+    def input_is_mixed(self) -> bool:
+        return self.stack_x
 
     def after_pred(self) -> None:
         if self.mix is not None and not self.stack_x:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from fastai.learner import AvgMetric, Metric, mk_metric
 from fastai.torch_core import find_bs, to_detach
+from fastcore.basics import noop
 from torch import Tensor
 
 from .handlers import MixHandler
@@ -18,7 +19,8 @@ class MixedMetric(Metric):
     For `Recorder(train_metrics=True)`: plain metrics compare the prediction of a mixed sample to its own target alone.
     A function (or `AvgMetric`) is weighed sample by sample; any other metric keeps one account of the own targets and
     one of the partners', which are weighed by the mean `lam`. Where nothing is mixed it is the plain metric. A target
-    that is a map cut along with the input counts as it was cut.
+    that is a map cut along with the input counts as it was cut. A pickle of it is the plain metric, so that what a
+    learner exports opens where mixaug is not installed.
     """
 
     def __init__(
@@ -27,6 +29,14 @@ class MixedMetric(Metric):
     ):
         self.own: Any = mk_metric(metric)
         self.partners = deepcopy(self.own)
+
+    def __reduce_ex__(self, protocol: Any) -> tuple:
+        return noop, (self.own,)
+
+    def __deepcopy__(self, memo: dict) -> "MixedMetric":
+        copy = MixedMetric(deepcopy(self.own, memo))
+        vars(copy).update(deepcopy(vars(self), memo))
+        return copy
 
     def reset(self) -> None:
         self.own.reset()
@@ -37,7 +47,7 @@ class MixedMetric(Metric):
         n, yb = find_bs(learn.yb), learn.yb
         mixer: Any = next(iter(learn._grab_cbs(MixHandler)), None)
         lam, yb1 = torch.ones(n), yb
-        if learn.training and mixer is not None and mixer.yb1 is not None:
+        if learn.training and mixer is not None and mixer.run and mixer.yb1 is not None:
             lam = mixer.lam.expand(n)
             yb1 = tuple(y if mixer.cuts(y) else y1 for y, y1 in zip(yb, mixer.yb1, strict=True))
         self.count += n

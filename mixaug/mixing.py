@@ -1,6 +1,7 @@
 """What a draw does to tensors: a `Mix` says who is mixed with whom and how much of itself each sample keeps."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -76,6 +77,10 @@ def map_tensors(f: Callable[[Tensor], Any], nest: Any) -> Any:
     kind: Any = type(nest)
     if isinstance(nest, Tensor):
         return f(nest)
+    if isinstance(nest, MutableMapping):
+        result = copy(nest)  # of whatever class, a defaultdict's function included
+        result.update((key, map_tensors(f, value)) for key, value in nest.items())
+        return result
     if isinstance(nest, Mapping):
         return kind({key: map_tensors(f, value) for key, value in nest.items()})
     if isinstance(nest, (tuple, list)):

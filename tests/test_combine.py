@@ -5,12 +5,12 @@ from functools import partial
 import fastai.callback.schedule  # noqa: F401  (patches Learner)
 import pytest
 import torch
-from common import BS, METHODS, C, N, cnn, images, learner, no_hooks, on, slow_mix
+from common import BS, METHODS, C, N, cnn, images, learner, no_hooks, on, slow_loss, slow_mix
 from fastai.callback.schedule import SchedCos, SchedLin, combine_scheds
 from fastai.losses import CrossEntropyLossFlat, MSELossFlat
 from torch import nn
 
-from mixaug import CMixup, CutMix, FMix, ManifoldMixup, MixUp, OneOf, OutputMixup, ResizeMix, closeness
+from mixaug import CMixup, CutMix, FMix, ManifoldMixup, MixUp, OneOf, OutputMixup, ResizeMix, SaliencyMix, closeness
 
 every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 
@@ -23,16 +23,38 @@ def kinds(learn):
 
 
 def test_each_batch_is_mixed_by_one_method_in_its_share():
-    cb = OneOf(MixUp(), CutMix(), OutputMixup(), p=[0.5, 0.2, 0.1])
+    cb = OneOf(MixUp(), CutMix(), ManifoldMixup(), p=[0.5, 0.2, 0.1])
     learn = learner(cb)
     learn.fit(300, 0.0)
     seen = kinds(learn)
-    shares = {"MixUp": 0.5, "CutMix": 0.2, "OutputMixup": 0.1, "NoneType": 0.2}
+    shares = {"MixUp": 0.5, "CutMix": 0.2, "ManifoldMixup": 0.1, "NoneType": 0.2}
     assert {k: seen.count(k) / len(seen) for k in shares} == pytest.approx(shares, abs=0.05)
     for row in learn.spy.batches:
         assert (row["mix"] is None) == (row["chosen"] is None)
     assert no_hooks(learn.model)
     assert type(learn.loss_func) is CrossEntropyLossFlat
+
+
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_some_batches_stay_as_they_are(per_sample):
+    x = images()
+    learn = learner(OneOf(MixUp(), CutMix(), prob=0.5, per_sample=per_sample), x)
+    learn.fit(40, 0.0)
+    rows = learn.spy.batches
+    assert sum(row["mix"] is None for row in rows) / len(rows) == pytest.approx(0.5, abs=0.12)
+    for row in rows:
+        own = x[row["iter"] * BS : (row["iter"] + 1) * BS]
+        assert (row["mix"] is None) == torch.equal(row["x"][0], own)
+
+
+@pytest.mark.parametrize("method", [MixUp, OutputMixup])
+def test_after_the_batch_targets_are_its_own(method):
+    y, seen = torch.rand(N, C), []
+    look = on("after_batch", lambda learn: seen.append(learn.y) if learn.training else None, 60)
+    learn = learner(OneOf(method()), y=y, loss=nn.CrossEntropyLoss(), cbs=[look])
+    learn.fit(1)
+    assert torch.equal(torch.cat(seen), y)
+    assert not torch.equal(learn.spy.batches[0]["y"][0], y[:BS])
 
 
 def test_each_sample_is_mixed_by_one_method_in_its_share():
@@ -340,6 +362,7 @@ def test_clean_with_one_share_for_the_batch():
         assert (row["lam"][:n] == 1).all()
         assert len(row["lam"][n:].unique()) == 1
         assert row["lam"][n] < 1
+        torch.testing.assert_close(row["loss"], slow_loss(row, row["y"][0]), check_dtype=False)
 
 
 def test_clean_wants_a_loss_that_is_an_average():
@@ -348,3 +371,16 @@ def test_clean_wants_a_loss_that_is_an_average():
         learn.fit(1)
     with pytest.raises(ValueError, match="stack_x"):
         MixUp(clean=True, stack_x=True)
+
+
+def test_saliency_mix_cuts_out_what_stands_out_in_the_partner():
+    x = 0.01 * torch.rand(N, 2, 11, 13)
+    peak = torch.stack([torch.randint(0, 11, (N,)), torch.randint(0, 13, (N,))], 1)
+    x[range(N), :, peak[:, 0], peak[:, 1]] = 1
+    learn = learner(SaliencyMix(8), x)
+    learn.fit(1)
+    for row in learn.spy.batches:
+        own = peak[row["iter"] * BS : (row["iter"] + 1) * BS]
+        for i, j in enumerate(row["mix"].partner):
+            r, c = own[j].tolist()
+            assert not row["mix"].mask[i, max(0, r - 1) : r + 2, max(0, c - 1) : c + 2].all()

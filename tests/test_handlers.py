@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from common import BS, METHODS, C, cnn, images, learner, loaders, no_hooks, on
+from common import BS, METHODS, C, N, cnn, images, learner, loaders, no_hooks, on
 from fastai.callback.core import CancelBatchException, CancelEpochException, CancelFitException, CancelTrainException
 from fastai.callback.mixup import CutMix as FastaiCutMix
 from fastai.learner import Learner
@@ -403,10 +403,95 @@ def test_an_interrupted_training_leaves_a_harmless_loss_that_the_next_event_remo
 
     learn.add_cb(on("after_loss", stop))
     with pytest.raises(KeyboardInterrupt):
-        learn.fit(1)
+        Learner.fit.__wrapped__(learn, 1)  # a way into fastai's training that knows nothing of mixing
     pred, y = torch.randn(4, C), torch.randint(0, C, (4,))
     assert isinstance(learn.loss_func, MixUpLoss)
     assert torch.equal(learn.loss_func(pred, y), loss(pred, y))
     learn.remove_cb(learn.cbs[-1])
     learn.validate()
     assert learn.loss_func is loss
+
+
+def test_another_alpha_is_drawn_from():
+    learn = learner(MixUp(0.4))
+    learn.mix_up.alpha = 50
+    learn.fit(1)
+    assert learn.mix_up.distrib.concentration1.item() == 50
+    assert all(0.5 <= lam < 0.75 for row in learn.spy.batches for lam in row["lam"])
+    with pytest.raises(ValueError, match="alpha came as 0"):
+        learn.mix_up.alpha = 0
+
+
+@every_method
+@pytest.mark.parametrize("targets", ["classes", "numbers"])
+def test_a_second_pass_of_the_batch_has_the_loss_of_what_it_is(method, targets):
+    """SAM and the like: mixed inputs with mixed targets, and what is mixed in the model not at all."""
+    y = torch.randint(0, C, (N,)) if targets == "classes" else torch.rand(N, C)
+    seen = []
+
+    def again(learn):
+        pred = learn.model(*learn.xb)
+        seen.append((pred.detach(), learn.loss_func(pred, *learn.yb).item()))
+
+    cbs = [on("before_step", again)]
+    learn = learner(method(8), y=y, loss=CrossEntropyLossFlat() if targets == "classes" else nn.MSELoss(), cbs=cbs)
+    learn.fit(2, 0.01)
+    for row, (pred, loss) in zip(learn.spy.batches, seen, strict=True):
+        own = y[row["iter"] * BS : (row["iter"] + 1) * BS]
+        mixed = method in (MixUp, CutMix) or (method is ManifoldMixup and row["mixed_layer"] is None)
+        if mixed:
+            torch.testing.assert_close(pred, row["pred"])
+        expected = row["loss"] if mixed else learn.loss_func(pred, own)
+        assert loss == pytest.approx(expected.item(), abs=1e-6)
+
+
+@every_method
+@pytest.mark.parametrize(("event", "order"), [("after_batch", 0), ("before_batch", -1), ("before_epoch", 0)])
+def test_a_callback_that_is_switched_off_mixes_no_more(method, event, order):
+    cb, x = method(8), images()
+    off = on(event, lambda learn: setattr(cb, "run", False) if learn.epoch else None, order)
+    learn = learner(cb, x, cbs=[off])
+    loss, model = learn.loss_func, learn.model
+    learn.fit(3, 0.0)
+    for row in learn.spy.batches[-3:]:
+        own = x[row["iter"] * BS : (row["iter"] + 1) * BS]
+        assert torch.equal(row["x"][0], own)
+        torch.testing.assert_close(row["pred"], model(own).detach())
+        torch.testing.assert_close(row["loss"], loss(row["pred"], row["y"][0]))
+    assert learn.loss_func is loss
+    assert no_hooks(model)
+
+
+def test_one_that_comes_in_the_middle_of_a_fit_is_checked_and_draws_from_its_seed():
+    def late(global_seed):
+        cb = MixUp(seed=5)
+        learn = learner(None, cbs=[on("before_epoch", lambda learn: learn.add_cb(cb) if learn.epoch == 1 else None)])
+        lams = []
+        learn.add_cb(on("after_pred", lambda learn: lams.append(cb.lam.tolist()) if cb.lam is not None else None))
+        torch.manual_seed(global_seed)
+        learn.fit(2)
+        return lams
+
+    assert late(1) == late(2)
+    learn = learner(
+        MixUp(), cbs=[on("before_epoch", lambda learn: learn.add_cb(CutMix()) if learn.epoch == 1 else None)]
+    )
+    with pytest.raises(ValueError, match="one mixing callback was wanted"):
+        learn.fit(2)
+
+
+def test_one_that_is_given_twice_is_refused_and_stays():
+    cb = MixUp()
+    learn = learner(cb)
+    with pytest.raises(ValueError, match="one mixing callback was wanted"):
+        learn.fit(1, cbs=cb)
+    learn.spy.batches.clear()
+    learn.fit(1)
+    assert all(row["mix"] is not None for row in learn.spy.batches)
+
+
+def test_a_model_in_eval_mode_is_said_to_be_so():
+    learn = learner(ManifoldMixup(input_mixup=False))
+    learn.add_cb(on("before_batch", lambda learn: learn.model.eval()))
+    with pytest.raises(RuntimeError, match="the model is in eval mode"):
+        learn.fit(1)

@@ -10,14 +10,16 @@ import cloudpickle
 import fastai.callback.schedule  # noqa: F401  (patches Learner)
 import pytest
 import torch
-from common import BS, METHODS, C, N, cnn, images, learner, no_hooks, on
+from common import BS, METHODS, C, N, Oracle, Unmixed, cnn, images, learner, no_hooks, on
 from fastai.data.core import DataLoaders, Datasets, TfmdDL
+from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
+from fastai.metrics import accuracy
 from fastai.torch_core import set_seed
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from mixaug import ManifoldMixup, MixHandler, MixUp, MixUpLoss
+from mixaug import ManifoldMixup, MixedMetric, MixHandler, MixUp, MixUpLoss
 
 every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 
@@ -82,16 +84,20 @@ def fragile():
 
 @every_method
 @pytest.mark.parametrize("crash", CRASHES)
-@pytest.mark.parametrize("given_to", ["learner", "fit"])
+@pytest.mark.parametrize("given_to", ["learner", "fit", "learner, unnoticed"])
 def test_a_crash_leaves_nothing_that_could_do_harm(method, crash, given_to):
     x, y = images(n=BS), torch.randint(0, C, (BS,))
     model, cb = fragile(), method()
-    learn = learner(cb if given_to == "learner" else None, x, y, model=model)
+    learn = learner(None if given_to == "fit" else cb, x, y, model=model)
     CRASHES[crash](learn)
     loss = learn.loss_func
+    fit = Learner.fit.__wrapped__ if given_to == "learner, unnoticed" else Learner.fit
     with pytest.raises((RuntimeError, KeyboardInterrupt)):
-        learn.fit(1, cbs=[] if given_to == "learner" else [cb])
-    # What is left answers as the user's own loss and model
+        fit(learn, 1, cbs=[cb] if given_to == "fit" else [])
+    if given_to != "learner, unnoticed":
+        assert learn.loss_func is loss
+        assert no_hooks(model)
+    # What is left, even where fastai tells nobody of the end, answers as the user's own loss and model
     model.eval()
     with torch.no_grad():
         pred = model(x)
@@ -104,9 +110,6 @@ def test_a_crash_leaves_nothing_that_could_do_harm(method, crash, given_to):
         assert torch.equal(twin(x), pred)
     assert type(twins_loss) is type(loss)
     # and is gone with the callback or at the next event
-    if given_to == "fit":
-        assert no_hooks(model)
-        assert learn.loss_func is loss
     probabilities, _ = learn.get_preds()
     torch.testing.assert_close(probabilities, pred.softmax(1))
     assert learn.loss_func is loss
@@ -137,9 +140,10 @@ def test_a_cancelled_batch_is_forgotten(method):
             raise CancelBatchException
 
     x, y = images(n=17), torch.randint(0, C, (17,))  # batches of 8, 8 and 1, the last one unmixed
-    learn = learner(method(prob=1), x, y, cbs=[on("before_batch", skip, 2)])
+    learn = learner(method(prob=1), x, y, cbs=[on("before_batch", skip, 2), Oracle(), Unmixed()])
     learn.fit(3, 0.0)
     assert {len(row["lam"]) for row in learn.spy.batches} == {8, 1}
+    assert learn.oracle.batches == 3 * 2 + 3 * 3  # the oracle checked them all, and those of validation
 
 
 @every_method
@@ -187,7 +191,10 @@ def test_an_export_opens_where_the_package_is_not_installed(method, interrupted,
         learn.fit(1, 0.01)
     learn.remove_cb(learn.spy)
     learn.logger = print
+    before, learn.metrics = list(learn.cbs), [MixedMetric(accuracy)]
     learn.export("learn.pkl")
+    assert list(learn.cbs) == before
+    assert b"mixaug" not in (tmp_path / "learn.pkl").read_bytes()
     assert [type(cb) for cb in learn._grab_cbs(MixHandler)] == [method]
     torch.save(x, tmp_path / "x.pt")
     names = {"file": tmp_path / "learn.pkl", "x": tmp_path / "x.pt", "out": tmp_path / "out.pt", "tests": "."}
@@ -256,8 +263,39 @@ def test_the_model_may_be_replaced_between_fits(method):
     learn.model = nn.Sequential(nn.Flatten(), nn.Linear(60, 8), nn.ReLU(), nn.Linear(8, C))
     learn.create_opt()
     learn.fit(4, 0.01)
+    assert all(row["mix"] is not None for row in learn.spy.batches)
     if method is ManifoldMixup:
         assert {row["mixed_layer"] for row in learn.spy.batches[-12:]} == {None, "1"}
+
+
+@every_method
+def test_a_new_learner_after_a_crash_trains_as_if_nothing_had_been(method):
+    x, y, model = images(), torch.randint(0, C, (N,)), fragile()
+    learn = learner(method(), x, y, model)
+    model[3].fails = "forward"
+    with pytest.raises(RuntimeError):
+        learn.fit(1)
+    model[3].fails = None
+    twin = copy.deepcopy(model)
+    results = []
+    for m in (model, twin):
+        plain = learner(None, x, y, m)
+        plain.fit(2, 0.01)
+        results.append([row["loss"].item() for row in plain.spy.batches])
+    assert results[0] == results[1]
+
+
+@every_method
+def test_a_callback_leaves_a_learner_in_order_for_another(method):
+    cb, model = method(), fragile()
+    learn = learner(cb, model=model)
+    loss = learn.loss_func
+    learn.add_cb(on("after_pred", interrupt))
+    with pytest.raises(KeyboardInterrupt):
+        Learner.fit.__wrapped__(learn, 1)
+    learner(cb).fit(1)
+    assert learn.loss_func is loss
+    assert no_hooks(model)
 
 
 # Layers that run in other ways
@@ -420,6 +458,7 @@ def test_a_compiled_model_answers_unmixed_after_training():
     model = compiled("wrapped", "eager", graphs)
     learn = learner(ManifoldMixup(8), x, model=model)
     learn.fit(2, 0.01)
+    assert {row["mixed_layer"] for row in learn.spy.batches} <= {None, "0", "2"}  # not those of the wrapper
     got, _ = learn.get_preds()
     torch.testing.assert_close(got, model._orig_mod.eval()(x).softmax(1).detach())
     assert no_hooks(model)

@@ -172,3 +172,12 @@ def test_a_box_may_be_given_its_centre():
     masks = box_mask(torch.full((2,), 0.75), (8, 8), centre)
     for mask, (rows, columns) in zip(masks, ((range(2, 6), range(4)), (range(2), range(5, 8))), strict=True):
         assert sorted((~mask).nonzero().tolist()) == [[r, c] for r in rows for c in columns]
+
+
+def test_an_object_stands_out_more_than_a_pixel():
+    x = torch.zeros(1, 1, 20, 20)
+    x[0, 0, 4:7, 12:15] = 1
+    x[0, 0, 15, 3] = 1.3
+    row, column = (salient_position(x)[:, 0] * 20).floor().tolist()
+    assert 4 <= row < 7
+    assert 12 <= column < 15

@@ -1,8 +1,11 @@
 """Metrics over mixed batches, counted by hand."""
 
+import copy
+import pickle
+
 import pytest
 import torch
-from common import BS, METHODS, C, N, images, learner
+from common import BS, METHODS, C, N, images, learner, on
 from fastai.losses import BCEWithLogitsLossFlat
 from fastai.metrics import AccumMetric, F1Score, accuracy, accuracy_multi
 from sklearn.metrics import f1_score
@@ -70,3 +73,20 @@ def test_a_map_counts_as_it_was_cut():
 def test_the_name_is_the_metrics_own():
     assert MixedMetric(accuracy).name == "accuracy"
     assert MixedMetric(AccumMetric(accuracy)).name == "accuracy"
+
+
+def test_where_mixing_is_switched_off_it_is_the_plain_metric():
+    y = torch.randint(0, C, (N,))
+    cb = MixUp(1)
+    learn = learner(cb, y=y, cbs=[on("before_epoch", lambda learn: setattr(cb, "run", learn.epoch == 0))])
+    learn.metrics = [accuracy, MixedMetric(accuracy)]
+    learn.recorder.train_metrics = True
+    learn.fit(2, 0.01)
+    _, plain, mixed, *_ = learn.recorder.values[1]
+    assert plain == mixed
+
+
+def test_a_copy_is_a_mixed_metric_and_a_pickle_the_plain_one():
+    metric = MixedMetric(accuracy)
+    assert type(copy.deepcopy(metric)) is MixedMetric
+    assert pickle.loads(pickle.dumps(metric)).func is accuracy

@@ -1,6 +1,7 @@
 """`blend`, `Mix` and the pairing against loops over the samples."""
 
 import math
+from collections import OrderedDict, defaultdict
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mixaug import Mix, blend, box_mask, choose, closeness, sample_partner, sample_partner_by, whole_in_box
+from mixaug.mixing import map_tensors
 
 
 def slow_blend(x, partner, mask):
@@ -230,3 +232,14 @@ def test_every_form_of_a_mix_has_its_like(size, seed):
         first = Mix(torch.cat([mix.partner[:1], mix.partner[1:]]), mix.mask, mix.places)
         assert torch.equal(shared.blend(x)[0], first.blend(x)[0])
         torch.testing.assert_close(shared.blend(x), slow_mix(x, shared))
+
+
+def test_mappings_of_any_class_are_walked():
+    nest = defaultdict(list, a=torch.ones(2), b=OrderedDict(c=torch.zeros(1)))
+    got = map_tensors(lambda t: t + 1, nest)
+    assert type(got) is defaultdict
+    assert type(got["b"]) is OrderedDict
+    assert got["new"] == []
+    assert got["a"].tolist() == [2, 2]
+    assert got["b"]["c"].tolist() == [1]
+    assert nest["a"].tolist() == [1, 1]

@@ -14,9 +14,8 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 import torch.nn.functional as F
-from common import METHODS, C, cnn, no_hooks, on
+from common import EVERY, C, Oracle, Unmixed, cnn, no_hooks, on
 from fastai.callback.core import (
-    Callback,
     CancelBatchException,
     CancelEpochException,
     CancelFitException,
@@ -35,7 +34,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from torch import nn
 
-from mixaug import MixHandler
+from mixaug import MixHandler, OneOf
 
 X = torch.rand(20, 1, 5, 6, generator=torch.Generator().manual_seed(0))
 Y = torch.randint(0, C, (20,), generator=torch.Generator().manual_seed(1))
@@ -69,65 +68,11 @@ class OutOfMemoryError(RuntimeError):
 CANCELS = CancelBatchException, CancelTrainException, CancelValidException, CancelEpochException, CancelFitException
 ERRORS = KeyboardInterrupt, OutOfMemoryError, *CANCELS
 a = st.sampled_from
-
-
-class Oracle(Callback):
-    """Computes each prediction anew, a layer and a sample at a time, and its loss by the formula."""
-
-    order = 70
-    batches = 0
-
-    def before_batch(self):
-        self.yb_own = self.learn.yb
-
-    def after_pred(self):
-        mixer = next(iter(self.learn._grab_cbs(MixHandler)), None)
-        method = type(mixer).__name__
-        place = {"OutputMixup": "output", "ManifoldMixup": getattr(mixer, "mixed_layer", None)}.get(method)
-        h = self.inputs
-        with torch.no_grad():
-            h = self.mixed(h) if place is None else h
-            for name, layer in self.model.named_children():
-                h = layer.forward(h)
-                h = self.mixed(h) if name == place else h
-            h = self.mixed(h) if place == "output" else h
-        torch.testing.assert_close(self.pred.detach(), h)
-
-    def mix(self):
-        mixer = next(iter(self.learn._grab_cbs(MixHandler)), None)
-        return mixer.mix if self.training and mixer is not None else None
-
-    def mixed(self, h):
-        if (mix := self.mix()) is None:
-            return h
-        mask, out = mix.mask, []
-        for i, j in enumerate(mix.partner):
-            keep = mask[i].float()
-            out.append(keep * h[i] + (1 - keep) * h[j])
-        return torch.stack(out)
-
-    def after_loss(self):
-        if not self.yb_own:
-            return
-        mix, y = self.mix(), self.yb_own[0]
-        y1, lam = (y, torch.ones(len(y))) if mix is None else (y[mix.partner], mix.lam)
-        logp = self.pred.detach().log_softmax(1)
-        each = [-lam[i] * logp[i, y[i]] - (1 - lam[i]) * logp[i, y1[i]] for i in range(len(y))]
-        torch.testing.assert_close(self.learn.loss.detach().mean().as_subclass(torch.Tensor), sum(each) / len(each))
-        self.batches += 1
-
-
-class Unmixed(Callback):
-    """Keeps the inputs as they came, for the oracle."""
-
-    order = -70
-
-    def before_batch(self):
-        self.learn.oracle.inputs = self.learn.xb[0].as_subclass(torch.Tensor).clone()
+METHODS = [name for name in EVERY if name not in ("CMixup", "clean")]  # which is for numbers; twice as many samples
 
 
 class Use(RuleBasedStateMachine):
-    @initialize(model=a([*MODELS]), method=a([*METHODS]))
+    @initialize(model=a([*MODELS]), method=a(METHODS))
     def start(self, model, method):
         set_seed(0)
         plt.close("all")
@@ -135,7 +80,7 @@ class Use(RuleBasedStateMachine):
         self.loss, self.kind = CrossEntropyLossFlat(), model
         data = Datasets(range(20), [[image], [label, Categorize]], splits=[range(20), range(20)])
         self.dls = data.dataloaders(bs=8, num_workers=0, device="cpu")
-        self.learn = self.learner(MODELS[model](), [METHODS[method](), Oracle(), Unmixed()])
+        self.learn = self.learner(MODELS[model](), [EVERY[method](), Oracle(), Unmixed()])
         self.interrupted = False
 
     def learner(self, model, cbs=()):
@@ -160,30 +105,32 @@ class Use(RuleBasedStateMachine):
         before = self.learn.oracle.batches
         getattr(self.learn, how)(1)
         assert self.learn.oracle.batches >= before + 5
-        assert self.mixer() is None or self.mixer().mix is not None
+        assert self.mixer() is None or self.mixer().mix is not None or isinstance(self.mixer(), OneOf)
         self.interrupted = False
 
     @precondition(lambda self: self.mixer() is None)
-    @rule(method=a([*METHODS]))
+    @rule(method=a(METHODS))
     def train_with(self, method):
-        cb = METHODS[method]()
+        cb = EVERY[method]()
         self.learn.fit(1, cbs=cb)
-        assert cb.mix is not None
+        assert cb.mix is not None or isinstance(cb, OneOf)  # which may leave a batch as it is
         self.interrupted = False
 
-    @rule(event=a(EVENTS), order=a([-80, -1, 2, 80]), error=a(ERRORS), nth=st.integers(0, 3), method=a([*METHODS]))
-    def interrupt(self, event, order, error, nth, method):
-        calls = iter(range(100))
+    @rule(event=a(EVENTS), order=a([-80, -1, 2, 80]), error=a(ERRORS), nth=st.integers(0, 3), method=a(METHODS),
+          bare=st.booleans())  # fmt: skip
+    def interrupt(self, event, order, error, nth, method, bare):
+        """`bare`: by a way into fastai's training that knows nothing of mixing."""
+        calls, fit = iter(range(100)), Learner.fit.__wrapped__ if bare else Learner.fit
 
         def stop(learn):
             if next(calls) == nth:
                 raise error("stop")
 
         try:
-            self.learn.fit(2, cbs=[on(event, stop, order)] + ([] if self.mixer() else [METHODS[method]()]))
+            fit(self.learn, 2, cbs=[on(event, stop, order)] + ([] if self.mixer() else [EVERY[method]()]))
             self.interrupted = False
         except ERRORS:
-            self.interrupted = True
+            self.interrupted = bare
 
     @rule()
     def lr_find(self):
@@ -217,7 +164,7 @@ class Use(RuleBasedStateMachine):
         cb, other = self.mixer(), self.learner(MODELS[self.kind](), [Oracle(), Unmixed()])
         other.add_cb(cb)
         other.fit(1)
-        assert cb.mix is not None
+        assert cb.mix is not None or isinstance(cb, OneOf)  # which may leave a batch as it is
         assert no_hooks(other.model)
         self.learn.add_cb(cb)
         self.interrupted = False
@@ -309,10 +256,11 @@ class Use(RuleBasedStateMachine):
     def nothing_leaks(self):
         assert torch.equal(X, KEPT[0])
         assert torch.equal(Y, KEPT[1])
-        training = self.learn.model.training
+        model = self.learn.model
+        training = model.training
         with torch.no_grad():
-            pred, expected = self.learn.model.eval()(X), self.twin().model.eval()(X)
-        self.learn.model.train(training)
+            pred, expected = model.train(not self.interrupted)(X), self.twin().model(X)
+        model.train(training)
         assert torch.equal(pred, expected)
         assert torch.equal(self.learn.loss_func(pred, Y), self.loss(pred, Y))
         if not self.interrupted:
