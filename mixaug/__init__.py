@@ -13,7 +13,7 @@ from . import learner as _learner  # noqa: F401  (patches Learner)
 from .combine import OneOf
 from .handlers import CMixup, CutMix, FMix, MixHandler, MixUp, ResizeMix, SaliencyMix
 from .loss import MixUpLoss, mixed_loss
-from .manifold import ManifoldMixup, OutputMixup, hidden_layers, mixable
+from .manifold import ManifoldMixup, OutputMixup, PatchUp, hidden_layers, mixable
 from .masks import box_mask, fourier_mask, salient_position, sample_lam, whole_in_box
 from .metrics import MixedMetric
 from .mixing import Mix, blend, choose, closeness, sample_partner, sample_partner_by
@@ -31,6 +31,7 @@ __all__ = [
     "MixedMetric",
     "OneOf",
     "OutputMixup",
+    "PatchUp",
     "ResizeMix",
     "SaliencyMix",
     "blend",

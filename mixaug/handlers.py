@@ -49,6 +49,7 @@ class MixHandler(Callback):
     mix: Any
     lam: Any
     yb1: Any
+    _own: Any
 
     def __init__(
         self,
@@ -211,6 +212,10 @@ class MixHandler(Callback):
             self.mix = self.mix.shared()
         if self.clean:
             self.double()
+        self.blend_targets()
+
+    def blend_targets(self) -> None:
+        """Give the batch the targets that `mix` makes of its own, and the loss the partners' and the share."""
         self.lam, self.yb1 = self.mix.lam, tuple(y[self.mix.partner] for y in self._own)
         self.learn.yb = tuple(y if self.stacks(y) else self.mix.blend(y) for y in self._own)
 

@@ -12,6 +12,7 @@ from fastcore.meta import delegates
 from torch import Tensor, nn
 
 from .handlers import MixHandler, MixUp
+from .masks import box_mask
 from .mixing import Mix, map_tensors, tensors
 
 _WEIGHTS = nn.Linear, nn.modules.conv._ConvNd
@@ -109,14 +110,17 @@ class ManifoldMixup(MixHandler):
         if modules is not None:
             self.modules = _modules(modules)
         self.mixed_layer: Any = None
-        self._pass, self._hooks = _Pass(), []
+        self._pass, self._hooks = self._new_pass(), []
 
     draw = MixUp.draw
 
     def before_fit(self) -> None:
         super().before_fit()
-        self._pass = _Pass()
+        self._pass = self._new_pass()
         self.find_layers()
+
+    def _new_pass(self) -> Any:
+        return _Pass()
 
     def find_layers(self) -> None:
         """Fill `hidden_layers` from the model of the learner."""
@@ -155,9 +159,10 @@ class ManifoldMixup(MixHandler):
         floats = all(t.is_floating_point() for t in tensors(self.xb) if t.numel())
         at = self.rng.randrange(len(self.hidden_layers) + (self.input_mixup and floats))
         self.mixed_layer = [*self.hidden_layers, None][at]
-        if self.mixed_layer is None:
-            super().mix_features()
         self._pass.begin(self.mix, at, len(self.hidden_layers))
+        if self.mixed_layer is None:
+            self.mix = self._pass.mix_for(self.xb)
+            super().mix_features()
 
     def after_pred(self) -> None:
         if self._pass.mix is not None:
@@ -188,8 +193,16 @@ class _Pass:
     mix: Any = None  # until the backward pass is over
     runs: Any = None  # of each layer in this forward pass
 
+    def mix_for(self, nest: Any) -> Mix:
+        """The mix as it is for a layer's output."""
+        return self.mix
+
+    def check(self, nest: Any) -> Any:
+        """Refuse a layer whose output cannot be mixed, even in a batch that is mixed elsewhere."""
+
     def begin(self, mix: Mix, at: int, layers: int) -> None:
         self.mix, self.at, self.runs, self.forward = mix, at, [0] * layers, True
+        self.used: list[Any] = [None] * layers  # the mix of each layer
         self.drawn = torch.full((), at, device=mix.mask.device)  # for compiled models, which get one graph for all
 
 
@@ -207,16 +220,91 @@ class _Hook:
             if not (state.forward and module.training):
                 return None
             state.runs[at] += 1
-            mask = torch.where(state.drawn == at, state.mix.mask, 1.0)
-            return blend_all(Mix(state.mix.partner, mask), output)
+            state.used[at] = mix = state.mix_for(output)
+            mask = torch.where(state.drawn == at, mix.mask, torch.ones_like(mix.mask))
+            return blend_all(Mix(mix.partner, mask), output)
         backward = torch._C._current_graph_task_id() != -1  # where activation checkpointing runs layers again
         if module is not self.layer or not self.model.training or not (state.forward or backward):
             return None
+        state.check(output)
         state.runs[at] += state.forward
-        return blend_all(state.mix, output) if state.at == at else None
+        if state.at != at:
+            return None
+        state.used[at] = state.mix_for(output)
+        return blend_all(state.used[at], output)
 
     def __reduce_ex__(self, protocol: Any) -> tuple:
         return partial, (noop, None)
+
+
+@delegates()
+class PatchUp(ManifoldMixup):
+    """Mix one box of each sample's feature maps in one random layer of each batch, https://arxiv.org/abs/2006.07794.
+
+    `ManifoldMixup`'s place with `CutMix`'s mask: layers, input and errors are as there, but each layer in question has
+    to give (B, C, *size), ValueError otherwise. The share kept is counted on the feature map. The paper has many small
+    blocks where this has one box.
+    """
+
+    def __init__(
+        self,
+        alpha: Any = 2.0,  # Shares are drawn from Beta(alpha, alpha), alpha > 0, or a schedule
+        *,
+        hard: bool = False,  # Replace the box by the partner's; False: average inside of it, by another share
+        **kwargs: Any,
+    ):
+        self.hard = hard
+        super().__init__(alpha, **kwargs)
+
+    def _new_pass(self) -> Any:
+        return _BoxPass()
+
+    def mix_features(self) -> None:
+        positions = tensors(self.xb)[0].shape[2:]
+        if maps := [tuple(y.shape) for y in self._own if positions and y.shape[1:][-len(positions) :] == positions]:
+            raise ValueError(f"PatchUp wants targets of whole samples, maps of shapes {maps} came: use CutMix")
+        n, device = (1 if self.one_lam else len(self.lam)), self.lam.device
+        with self.drawing(device):
+            self._pass.centre = torch.rand(3, n, device=device).expand(3, len(self.lam))
+            self._pass.inside = None if self.hard else self.draw_lam(self.lam)[:n].expand_as(self.lam)
+        super().mix_features()
+        self._see(self.mix)
+
+    def after_pred(self) -> None:
+        if self._pass.mix is not None and self.mixed_layer is not None:
+            self._see(self._pass.used[self._pass.at])
+        super().after_pred()
+
+    def _see(self, mix: Mix | None) -> None:
+        """Let targets and loss have the shares of the layer that was mixed, if it ran."""
+        self.mix = mix or self.mix
+        self.blend_targets()
+
+
+class _BoxPass(_Pass):
+    """What `PatchUp`'s hooks read: also where the boxes are, and the share kept inside of them."""
+
+    centre: Any
+    inside: Any
+
+    def mix_for(self, nest: Any) -> Mix:
+        size = self.size(nest)
+        mask = box_mask(self.mix.mask, size, self.centre[: len(size)])
+        if self.inside is not None:
+            mask = torch.where(mask, 1.0, self.inside.view(-1, *[1] * len(size)))
+        return Mix(self.mix.partner, mask)
+
+    def size(self, nest: Any) -> torch.Size:
+        shapes = [t.shape for t in tensors(nest)]
+        found = [shape[2:] for shape in shapes if 3 <= len(shape) <= 5]
+        if not found:
+            raise ValueError(
+                "PatchUp wants layers that give (B, C, *size) with up to three axes, shapes "
+                f"{list(map(tuple, shapes))} came: choose from others (modules=[...]), or use ManifoldMixup"
+            )
+        return found[0]
+
+    check = size
 
 
 @delegates()

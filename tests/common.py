@@ -9,7 +9,19 @@ from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
 from torch import nn
 
-from mixaug import CMixup, CutMix, FMix, ManifoldMixup, MixHandler, MixUp, OneOf, OutputMixup, ResizeMix, SaliencyMix
+from mixaug import (
+    CMixup,
+    CutMix,
+    FMix,
+    ManifoldMixup,
+    MixHandler,
+    MixUp,
+    OneOf,
+    OutputMixup,
+    PatchUp,
+    ResizeMix,
+    SaliencyMix,
+)
 
 METHODS = {"MixUp": MixUp, "CutMix": CutMix, "ManifoldMixup": ManifoldMixup, "OutputMixup": OutputMixup}
 # and what takes their place in the tests of what is alike for all
@@ -19,6 +31,8 @@ EVERY = {
     "SaliencyMix": SaliencyMix,
     "ResizeMix": ResizeMix,
     "CMixup": CMixup,
+    "PatchUp": PatchUp,
+    "PatchUp, hard": lambda alpha=1: PatchUp(alpha, hard=True),
     "OneOf": lambda alpha=1: OneOf(MixUp(alpha), CutMix(alpha), ManifoldMixup(alpha), OutputMixup(alpha)),
     "OneOf, each sample": lambda alpha=1: OneOf(MixUp(alpha), ResizeMix(alpha), p=[0.5, 0.4], per_sample=True),
     "clean": lambda alpha=1: CutMix(alpha, clean=True),
@@ -36,11 +50,19 @@ class Spy(Callback):
 
     def before_batch(self):
         if self.training:
-            row = {"x": self.learn.xb, "y": self.learn.yb, "iter": self.iter}
-            if self.mixer is not None:
-                names = ("mix", "lam", "yb1", "one_lam", "mixed_layer", "chosen")
-                row.update((name, getattr(self.mixer, name)) for name in names if name in vars(self.mixer))
-            self.batches.append(row)
+            self.batches.append({"x": self.learn.xb, "iter": self.iter})
+            self.look()
+
+    def look(self):
+        row = self.batches[-1]
+        row["y"] = self.learn.yb
+        if self.mixer is not None:
+            names = ("mix", "lam", "yb1", "one_lam", "mixed_layer", "chosen")
+            row.update((name, getattr(self.mixer, name)) for name in names if name in vars(self.mixer))
+
+    def after_pred(self):
+        if self.training:
+            self.look()  # again, as PatchUp's shares are those of the layer
 
     def after_loss(self):
         if self.training:

@@ -108,6 +108,20 @@ def test_a_seed_of_its_own_differs_by_process(ranks):
     assert not same(*(mixes(rank["seed"][0]) for rank in ranks))
 
 
+def test_after_training_with_others_the_draws_are_those_of_one_process(monkeypatch):
+    def lams(cb):
+        set_seed(3)
+        learn = learner(cb)
+        learn.fit(1)
+        return [row["lam"].tolist() for row in learn.spy.batches]
+
+    cb, alone = METHODS["MixUp"](), lams(METHODS["MixUp"]())
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert lams(cb) != alone
+    monkeypatch.undo()
+    assert lams(cb) == alone
+
+
 if __name__ == "__main__":
     use_no_gpu()
     results = {(name, sync_bn): [train(METHODS[name], sync_bn) for _ in range(2)] for name, sync_bn in RUNS}

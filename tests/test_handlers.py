@@ -446,7 +446,9 @@ def test_a_second_pass_of_the_batch_has_the_loss_of_what_it_is(method, targets):
 
 
 @every_method
-@pytest.mark.parametrize(("event", "order"), [("after_batch", 0), ("before_batch", -1), ("before_epoch", 0)])
+@pytest.mark.parametrize(
+    ("event", "order"), [("after_batch", 0), ("before_batch", -1), ("before_batch", 2), ("before_epoch", 0)]
+)
 def test_a_callback_that_is_switched_off_mixes_no_more(method, event, order):
     cb, x = method(8), images()
     off = on(event, lambda learn: setattr(cb, "run", False) if learn.epoch else None, order)

@@ -19,7 +19,7 @@ from fastai.torch_core import set_seed
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from mixaug import ManifoldMixup, MixedMetric, MixHandler, MixUp, MixUpLoss
+from mixaug import ManifoldMixup, MixedMetric, MixHandler, MixUp, MixUpLoss, PatchUp
 
 every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 
@@ -432,7 +432,7 @@ def losses(method, how=None, backend="eager", before=None, prob=1.0):
     return [row["loss"].item() for row in learn.spy.batches], len(graphs)
 
 
-@every_method
+@pytest.mark.parametrize("method", [*METHODS.values(), PatchUp], ids=[*METHODS, "PatchUp"])
 @pytest.mark.parametrize("how", ["wrapped", "in place", "its layers", "its forward"])
 @pytest.mark.parametrize("before", [None, "validate", "fit"])
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo looks at inputs

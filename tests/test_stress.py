@@ -49,11 +49,12 @@ def label(i):
     return str(Y[i].item())
 
 
-def dense():
-    return nn.Sequential(nn.Flatten(), nn.Linear(30, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, C))
+def small():
+    body = nn.Sequential(nn.Conv2d(1, 4, 1), nn.Tanh())
+    return nn.Sequential(body, nn.Conv2d(4, 4, 3, 2), nn.Tanh(), nn.Flatten(), nn.Linear(16, C))
 
 
-MODELS = {"cnn": lambda: cnn(channels=1), "dense": dense}
+MODELS = {"cnn": lambda: cnn(channels=1), "small": small}
 LOSSES = {"fastai": CrossEntropyLossFlat, "torch": nn.CrossEntropyLoss, "function": lambda: F.cross_entropy}
 EVENTS = [
     *("before_fit", "before_epoch", "before_train", "before_batch", "after_pred", "after_loss", "before_backward"),

@@ -153,7 +153,9 @@ def slow_weighted(loss, pred, y, y1, lam):
 
 
 def refused(task, method):
-    """What a method cannot do to a task: regression's pairing of classes, class maps half cut and half averaged."""
+    """What a method cannot do to a task: pair classes by distance, mix half of a map, cut boxes from what has none."""
+    if method.startswith("PatchUp"):
+        return "map" in several(task.rule) or not any(isinstance(m, nn.Conv2d) for m in task.model().modules())
     first = several(task.y)[0]
     classes = not first.is_floating_point() and not getattr(task.loss, "floatify", False)
     return (method == "CMixup" and classes) or (
@@ -175,7 +177,9 @@ def test_task(task, method):
     places = []
     learn.add_cb(on("after_pred", lambda learn: places.append(place_of(mixer)) if learn.training else None))
     if refused(task, method) or (method == "clean" and task.loss is class_and_number):
-        with pytest.raises((TypeError, ValueError), match=r"CMixup wants|map of class numbers|known to be an average"):
+        with pytest.raises(
+            (TypeError, ValueError), match=r"(CMixup|PatchUp) wants|map of class numbers|known to be an average"
+        ):
             learn.fit(2, 0.01)
         return
     learn.fit(2, 0.01)

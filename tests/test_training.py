@@ -3,10 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from common import BS, METHODS, C, N, cnn, images, learner, no_hooks, slow_loss
+from common import BS, EVERY, METHODS, C, N, Oracle, Unmixed, cnn, images, learner, no_hooks, slow_loss
 from fastai.losses import CrossEntropyLossFlat
+from torch import nn
 
-from mixaug import CutMix, ManifoldMixup, MixUp, MixUpLoss
+from mixaug import CutMix, ManifoldMixup, MixUp, MixUpLoss, PatchUp
 
 every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 
@@ -30,6 +31,41 @@ def test_every_batch_has_the_loss_of_the_formula(method, alpha):
         assert torch.equal(row["y"][0], y[at])
         assert len(row["lam"].unique()) > 1
     assert not torch.equal(rows[0]["mix"].lam, rows[3]["mix"].lam)
+
+
+@pytest.mark.parametrize("name", [name for name in EVERY if name not in ("clean", "CMixup")])
+def test_every_prediction_is_of_the_mix_where_the_method_mixes(name):
+    mixer = EVERY[name](1)
+    learn = learner(mixer, cbs=[Oracle(), Unmixed()])
+    learn.fit(4, 0.05)
+    assert learn.oracle.batches == 4 * (3 + 3)
+    assert any((row["lam"] < 0.9).any() for row in learn.spy.batches)
+    assert no_hooks(learn.model)
+
+
+@pytest.mark.parametrize("hard", [False, True])
+def test_patchup_mixes_a_box_of_the_feature_map(hard):
+    learn = learner(PatchUp(hard=hard))
+    learn.fit(20, 0.0)
+    sizes = {None: (5, 6), "0": (5, 6), "2": (3, 4)}
+    assert {row["mixed_layer"] for row in learn.spy.batches} == set(sizes)
+    for row in learn.spy.batches:
+        mask = row["mix"].mask
+        assert mask.shape[1:] == sizes[row["mixed_layer"]]
+        assert (mask.dtype == torch.bool) == hard
+        for m in mask:
+            inside = m[m < 1]
+            assert hard or len(inside) == 0 or (len(inside.unique()) == 1 and inside[0] >= 0.5)
+            box = (m < 1).nonzero()
+            assert len(box) == 0 or len(box) == (box.max(0).values - box.min(0).values + 1).prod()
+        torch.testing.assert_close(row["lam"], mask.float().mean((1, 2)))
+
+
+def test_patchup_wants_positions():
+    model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 8), nn.ReLU(), nn.Linear(8, C))
+    with pytest.raises(ValueError, match=r"PatchUp wants layers that give \(B, C, \*size\).*\(8, 8\)"):
+        learner(PatchUp(), model=model).fit(1)
+    learner(PatchUp(modules=[model[0]]), model=model).fit(1)
 
 
 def test_mixup_averages_the_images():
