@@ -153,9 +153,7 @@ class Oracle(Callback):
         self.yb_own = self.learn.yb
 
     def after_pred(self):
-        mixer = next(iter(self.learn._grab_cbs(MixHandler)), None)
-        self.mix = mixer.mix if self.training and mixer is not None else None
-        place, h = place_of(mixer), self.inputs
+        place, h = place_of(next(iter(self.learn._grab_cbs(MixHandler)), None)), self.inputs
         with torch.no_grad():
             h = self.mixed(h) if place == "input" else h
             for name, layer in self.model.named_children():
@@ -164,14 +162,17 @@ class Oracle(Callback):
             h = self.mixed(h) if place == "output" else h
         torch.testing.assert_close(self.pred.detach(), h)
 
+    def mix_now(self):
+        mixer = next(iter(self.learn._grab_cbs(MixHandler)), None)
+        return mixer.mix if self.training and mixer is not None else None
+
     def mixed(self, h):
-        return h if self.mix is None else slow_mix(h, self.mix)
+        return h if self.mix_now() is None else slow_mix(h, self.mix_now())
 
     def after_loss(self):
-        mix, self.mix = self.mix, None
         if not self.yb_own:
             return
-        y = self.yb_own[0]
+        mix, y = self.mix_now(), self.yb_own[0]
         y1, lam = (y, torch.ones(len(y))) if mix is None else (y[mix.partner], mix.lam)
         logp = self.pred.detach().log_softmax(1)
         each = [-lam[i] * logp[i, y[i]] - (1 - lam[i]) * logp[i, y1[i]] for i in range(len(y))]

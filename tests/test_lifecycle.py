@@ -11,6 +11,7 @@ import fastai.callback.schedule  # noqa: F401  (patches Learner)
 import pytest
 import torch
 from common import BS, METHODS, C, N, Oracle, Unmixed, cnn, images, learner, no_hooks, on
+from fastai.callback.training import GradientClip
 from fastai.data.core import DataLoaders, Datasets, TfmdDL
 from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
@@ -191,6 +192,7 @@ def test_an_export_opens_where_the_package_is_not_installed(method, interrupted,
         learn.fit(1, 0.01)
     learn.remove_cb(learn.spy)
     learn.logger = print
+    learn.add_cb(GradientClip())
     before, learn.metrics = list(learn.cbs), [MixedMetric(accuracy)]
     learn.export("learn.pkl")
     assert list(learn.cbs) == before

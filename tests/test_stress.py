@@ -50,8 +50,8 @@ def label(i):
 
 
 def small():
-    body = nn.Sequential(nn.Conv2d(1, 4, 1), nn.Tanh())
-    return nn.Sequential(body, nn.Conv2d(4, 4, 3, 2), nn.Tanh(), nn.Flatten(), nn.Linear(16, C))
+    convs = [nn.Conv2d(1, 4, 1), nn.Tanh(), nn.Conv2d(4, 4, 3, 2), nn.Tanh()]
+    return nn.Sequential(*convs, nn.Flatten(), nn.Linear(16, C))
 
 
 MODELS = {"cnn": lambda: cnn(channels=1), "small": small}
