@@ -35,11 +35,29 @@ from scipy.stats import t as student
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from .handlers import CutMix, MixHandler, MixUp
-from .manifold import ManifoldMixup, OutputMixup
+from .combine import OneOf
+from .handlers import CutMix, FMix, MixHandler, MixUp, ResizeMix, SaliencyMix
+from .manifold import ManifoldMixup, OutputMixup, PatchUp
+
+
+def one_of(alpha: float = 1.0) -> OneOf:
+    """MixUp or CutMix, for each sample one of them."""
+    return OneOf(MixUp(alpha), CutMix(alpha), per_sample=True)
+
 
 DIGITS_METHODS = "none,mixup:0.4,mixup:8,cutmix:1,manifold_mixup:8,output_mixup:8"
-METHODS = {"mixup": MixUp, "cutmix": CutMix, "manifold_mixup": ManifoldMixup, "output_mixup": OutputMixup}
+FOLDER_METHODS = "none,mixup,cutmix,manifold_mixup,output_mixup"
+METHODS: dict[str, Callable[..., MixHandler]] = {
+    "mixup": MixUp,
+    "cutmix": CutMix,
+    "fmix": FMix,
+    "resize_mix": ResizeMix,
+    "saliency_mix": SaliencyMix,
+    "manifold_mixup": ManifoldMixup,
+    "patch_up": PatchUp,
+    "output_mixup": OutputMixup,
+    "one_of": one_of,
+}
 TILES = 4  # samples shown of each method
 
 
@@ -346,10 +364,12 @@ def parse_methods(text: str, alpha: float | None) -> Methods:
             continue
         if name not in METHODS:
             raise BadInputError(f"unknown method {entry!r}: none, {', '.join(METHODS)} are known (mixup:8: alpha 8)")
-        cls = METHODS[name]
+        make = METHODS[name]
+        default = inspect.signature(make).parameters["alpha"].default if alpha is None else alpha
         try:
-            value = float(own) if colon else cls().alpha if alpha is None else alpha
-            methods[f"{name}:{value:g}"] = partial(cls, cls(value).alpha)
+            value = float(own) if colon else default
+            make(value)
+            methods[f"{name}:{value:g}"] = partial(make, value)
         except ValueError as error:
             raise BadInputError(f"{entry}: {error}") from None
     return methods
@@ -368,7 +388,7 @@ def first_line(error: BaseException) -> str:
 
 
 def compare(
-    methods: str = "auto",  # Comma-separated, with alpha or without: none,mixup:8,cutmix,manifold_mixup,output_mixup
+    methods: str = "auto",  # Comma-separated, with alpha or without: none,mixup:8,cutmix,manifold_mixup; all: every one
     alpha: str = "auto",  # Alpha of the methods named without one; auto: each method's default
     data: str = "digits",  # Folder with a folder of images for each class, or with train/ and valid/ of such folders
     arch: str = "auto",  # cnn (a small one), or a model of torchvision or timm; auto: cnn for digits, else resnet18
@@ -397,7 +417,7 @@ def compare(
     arch = arch if arch != "auto" else "cnn" if demo else "resnet18"
     if pretrained and arch == "cnn":
         raise BadInputError("there are no pretrained weights for cnn: name another arch")
-    texts = {"auto": DIGITS_METHODS if demo else ",".join(METHODS)}
+    texts = {"auto": DIGITS_METHODS if demo else FOLDER_METHODS, "all": ",".join(METHODS)}
     chosen = parse_methods(texts.get(methods, methods), None if alpha == "auto" else number("alpha", alpha, 0))
     images = digits() if demo else folder(Path(data), size)
     new_learner = partial(learner, images, noise=wrong, bs=bs, arch=arch, pretrained=pretrained)

@@ -97,7 +97,8 @@ def test_methods_are_parsed():
     made = [methods[k]() for k in ("mixup:8", "manifold_mixup:2")]
     assert [(type(cb), cb.alpha) for cb in made] == [(MixUp, 8.0), (ManifoldMixup, 2.0)]
     assert list(parse_methods(",".join(METHODS), None)) == [
-        "none", "mixup:0.4", "cutmix:1", "manifold_mixup:0.4", "output_mixup:0.4",
+        "none", "mixup:0.4", "cutmix:1", "fmix:1", "resize_mix:1", "saliency_mix:1", "manifold_mixup:0.4", "patch_up:2",
+        "output_mixup:0.4", "one_of:1",
     ]  # fmt: skip
 
 

@@ -5,9 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
+from common import BS, images, learner
+
 import mixaug
 
 ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
 
 
 def commands():
@@ -72,3 +76,31 @@ def test_the_top_level_holds_nothing_else():
     top = {line.split("/")[0] for line in listing.splitlines()}
     allowed = {"pyproject.toml", "mixaug", "tests", "nbs", "README.md", "LICENSE"}
     assert {name for name in top if not name.startswith(".")} <= allowed
+
+
+def test_the_readmes_own_method_mixes():
+    (example,) = [code for code in re.findall(r"```python\n(.+?)```", README, re.S) if "class Stripes" in code]
+    names = {**vars(mixaug), "torch": torch}
+    exec(example, names)
+    x = images()
+    learn = learner(names["Stripes"](), x)
+    learn.fit(1, 0.01)
+    for row in learn.spy.batches:
+        own = x[row["iter"] * BS : (row["iter"] + 1) * BS]
+        assert torch.equal(row["x"][0][..., ::2], own[..., ::2])
+        assert torch.equal(row["x"][0][..., 1::2], own[row["mix"].partner][..., 1::2])
+        assert (row["lam"] == 0.5).all()
+
+
+def test_the_readme_names_every_method():
+    methods = [name for name in mixaug.__all__ if isinstance(getattr(mixaug, name), type)]
+    methods = [name for name in methods if issubclass(getattr(mixaug, name), mixaug.MixHandler)]
+    table = [line.split("|")[1].strip(" `") for line in README.splitlines() if line.startswith("| `")]
+    assert set(methods) - {"MixHandler"} <= set(table)
+
+
+def test_the_readmes_recipes_are_methods():
+    calls = re.findall(r"^\| .+ \| `(OneOf\(.+\))` \|$", README, re.M)
+    assert len(calls) == 3
+    for call in calls:
+        assert isinstance(eval(call, vars(mixaug)), mixaug.OneOf)
