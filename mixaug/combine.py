@@ -90,10 +90,18 @@ class OneOf(MixHandler):
         super().before_batch()
         if self.chosen is not None:
             self.chosen.before_batch()
-            self.mix, self.lam, self.yb1 = self.chosen.mix, self.chosen.lam, self.chosen.yb1
+            self.show_chosen()
+
+    def show_chosen(self) -> None:
+        """Have the mix of the method that mixes the batch, for whoever asks."""
+        self.mix, self.lam, self.yb1 = self.chosen.mix, self.chosen.lam, self.chosen.yb1
 
     def after_pred(self) -> None:
-        (super() if self.chosen is None else self.chosen).after_pred()
+        if self.chosen is None:
+            super().after_pred()
+        else:
+            self.chosen.after_pred()
+            self.show_chosen()
 
     def after_loss(self) -> None:
         (super() if self.chosen is None else self.chosen).after_loss()

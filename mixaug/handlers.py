@@ -129,6 +129,11 @@ class MixHandler(Callback):
         """Blend the inputs; a method that mixes elsewhere overrides this."""
         self.learn.xb = map_tensors(self.mix.blend, tuple(self.xb))
 
+    def stack_features(self) -> None:
+        """Give the model both samples and the share, unmixed."""
+        partners = map_tensors(lambda x: x[self.mix.partner], tuple(self.xb))
+        self.learn.xb = (*self.xb, *partners, self.lam)
+
     def is_drawn(self) -> bool:
         """Draw whether the batch is mixed, by where the training stands."""
         begun = self.start is None or self.reached(self.start)
@@ -166,6 +171,29 @@ class MixHandler(Callback):
         """Draw each sample's share, shape (B,), from `self.distrib`."""
         return sample_lam(self.distrib, len(x), self.fold).to(x.device)
 
+    def mix_targets(self) -> None:
+        """Blend the targets that can be, and keep the partners' targets for the loss of the others."""
+        self._own = self.learn.yb = tuple(self._as_wanted(y) for y in self.yb)
+        self.one_lam = not self.per_sample or (self.stack_y and not is_average(self.old_lf))
+        if self.one_lam:
+            self.mix = self.mix.shared()
+        if self.clean:
+            self.double()
+        self.blend_targets()
+
+    def blend_targets(self) -> None:
+        """Give the batch the targets that `mix` makes of its own, and the loss the partners' and the share."""
+        self.lam, self.yb1 = self.mix.lam, tuple(y[self.mix.partner] for y in self._own)
+        self.learn.yb = tuple(y if self.stacks(y) else self.mix.blend(y) for y in self._own)
+
+    def double(self) -> None:
+        """Put the batch as it is in front of the one that is mixed."""
+        if self.one_lam and self.stack_y and not is_average(self.old_lf):
+            raise ValueError(f"clean=True wants a loss known to be an average (see is_average), {self.old_lf} came")
+        self.one_lam = False
+        self.mix = self.mix.after_clean()
+        self.learn.xb, self._own = map_tensors(lambda t: torch.cat([t, t]), (tuple(self.xb), self._own))
+
     # Randomness
 
     @property
@@ -198,34 +226,6 @@ class MixHandler(Callback):
                 state = torch.Generator(accelerator).manual_seed(seed).get_state()
                 torch.get_device_module(accelerator).set_rng_state(state, accelerator)
             yield
-
-    def stack_features(self) -> None:
-        """Give the model both samples and the share, unmixed."""
-        partners = map_tensors(lambda x: x[self.mix.partner], tuple(self.xb))
-        self.learn.xb = (*self.xb, *partners, self.lam)
-
-    def mix_targets(self) -> None:
-        """Blend the targets that can be, and keep the partners' targets for the loss of the others."""
-        self._own = self.learn.yb = tuple(self._as_wanted(y) for y in self.yb)
-        self.one_lam = not self.per_sample or (self.stack_y and not is_average(self.old_lf))
-        if self.one_lam:
-            self.mix = self.mix.shared()
-        if self.clean:
-            self.double()
-        self.blend_targets()
-
-    def blend_targets(self) -> None:
-        """Give the batch the targets that `mix` makes of its own, and the loss the partners' and the share."""
-        self.lam, self.yb1 = self.mix.lam, tuple(y[self.mix.partner] for y in self._own)
-        self.learn.yb = tuple(y if self.stacks(y) else self.mix.blend(y) for y in self._own)
-
-    def double(self) -> None:
-        """Put the batch as it is in front of the one that is mixed."""
-        if self.one_lam and self.stack_y and not is_average(self.old_lf):
-            raise ValueError(f"clean=True wants a loss known to be an average (see is_average), {self.old_lf} came")
-        self.one_lam = False
-        self.mix = self.mix.after_clean()
-        self.learn.xb, self._own = map_tensors(lambda t: torch.cat([t, t]), (tuple(self.xb), self._own))
 
     # The flow of a batch
 

@@ -10,7 +10,19 @@ from fastai.callback.schedule import SchedCos, SchedLin, combine_scheds
 from fastai.losses import CrossEntropyLossFlat, MSELossFlat
 from torch import nn
 
-from mixaug import CMixup, CutMix, FMix, ManifoldMixup, MixUp, OneOf, OutputMixup, ResizeMix, SaliencyMix, closeness
+from mixaug import (
+    CMixup,
+    CutMix,
+    FMix,
+    ManifoldMixup,
+    MixUp,
+    OneOf,
+    OutputMixup,
+    PatchUp,
+    ResizeMix,
+    SaliencyMix,
+    closeness,
+)
 
 every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 
@@ -327,8 +339,16 @@ def test_cmixup_pairs_the_close():
 
 # Beside clean samples
 
+CLEAN = {
+    **METHODS,
+    "FMix": FMix,
+    "PatchUp": PatchUp,
+    "OneOf, each sample": lambda clean: OneOf(MixUp(), CutMix(), per_sample=True, clean=clean),
+    "OneOf": lambda clean: OneOf(MixUp(clean=clean), PatchUp(clean=clean, hard=True)),
+}
 
-@every_method
+
+@pytest.mark.parametrize("method", CLEAN.values(), ids=CLEAN)
 def test_a_clean_batch_goes_before_the_mixed_one(method):
     """The loss is the mean of the one of the batch and of that of its mix."""
     x, y = images(), torch.randint(0, C, (N,))
