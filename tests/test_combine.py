@@ -128,7 +128,7 @@ def test_a_choice_repeats_with_its_seed():
         learn.fit(5)
         return kinds(learn), [row["lam"].tolist() for row in learn.spy.batches]
 
-    assert seen(1) == seen(1)
+    assert seen(1) == seen(1) == seen(1.0)
     assert seen(1) != seen(2)
 
 
@@ -247,6 +247,12 @@ def test_mixing_starts_and_stops(method, how, when, mixed):
     getattr(learn, how)(4, 0.01)
     assert "".join(str(int(row["mix"] is not None)) for row in learn.spy.batches[::3]) == mixed
     assert "".join(str(int(row["mix"] is not None)) for row in learn.spy.batches[2::3]) == mixed
+
+
+def test_a_share_of_the_training_may_be_in_the_middle_of_an_epoch():
+    learn = learner(MixUp(start=0.5))
+    learn.fit(1)
+    assert [row["mix"] is not None for row in learn.spy.batches] == [False, False, True]
 
 
 def test_each_fit_counts_for_itself():

@@ -61,6 +61,19 @@ def test_patchup_mixes_a_box_of_the_feature_map(hard):
         torch.testing.assert_close(row["lam"], mask.float().mean((1, 2)))
 
 
+@pytest.mark.parametrize("hard", [False, True])
+def test_patchup_has_one_box_for_a_loss_that_is_no_average(hard):
+    loss, y = lambda pred, y: F.cross_entropy(pred, y) ** 2, torch.randint(0, C, (N,))
+    learn = learner(PatchUp(hard=hard), y=y, loss=loss)
+    learn.fit(4, 0.01)
+    for row in learn.spy.batches:
+        own, mix = y[row["iter"] * BS : (row["iter"] + 1) * BS], row["mix"]
+        assert (mix.mask == mix.mask[:1]).all()
+        lam = row["lam"][0]
+        expected = lam * loss(row["pred"], own) + (1 - lam) * loss(row["pred"], own[mix.partner])
+        torch.testing.assert_close(row["loss"], expected, check_dtype=False)
+
+
 def test_patchup_wants_positions():
     model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 8), nn.ReLU(), nn.Linear(8, C))
     with pytest.raises(ValueError, match=r"PatchUp wants layers that give \(B, C, \*size\).*\(8, 8\)"):
