@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import accumulate
+from random import Random
 from typing import Any
 
 import torch
@@ -18,8 +19,6 @@ class OneOf(MixHandler):
     each sample the methods only draw. In a batch `chosen` is the method that mixes it, None where it stays as it is.
     ValueError for arguments that do not fit one another.
     """
-
-    order = 1  # the latest of its methods'
 
     def __init__(
         self,
@@ -49,6 +48,7 @@ class OneOf(MixHandler):
         if not per_sample and (clean or stack_y is not None):
             raise ValueError("clean or stack_y came for a choice by batch, they were wanted for its methods")
         self.methods, self.each = list(methods), per_sample
+        self.order = max(method.order for method in methods)
         self.chosen: Any = None
 
     def __repr__(self) -> str:
@@ -62,15 +62,16 @@ class OneOf(MixHandler):
     def learn(self, learn: Any) -> None:
         MixHandler.learn.fset(self, learn)  # pyright: ignore[reportOptionalCall, reportAttributeAccessIssue]
         for method in self.methods:
-            method.learn = learn
+            method.learn, method._is_part = learn, learn is not None
 
     # Choosing
 
     def draw(self, x: Tensor) -> Mix | None:
         if not self.each:
-            *_, self.chosen = self.rng.choices([*self.methods, None], [*self.p, max(0.0, 1 - sum(self.p))])
+            (chosen,) = self.rng.choices([*self.methods, None], [*self.p, max(0.0, 1 - sum(self.p))])
+            self.chosen = chosen if chosen and chosen.run else None
             return None
-        drawn = [method.draw(x) if method.is_drawn() else None for method in self.methods]
+        drawn = [method.draw(x) if method.run and method.is_drawn() else None for method in self.methods]
         if (some := next(filter(None, drawn), None)) is None:
             return None
         u, rest = torch.rand(len(x), device=x.device), some.unmixed()
@@ -82,8 +83,22 @@ class OneOf(MixHandler):
     def before_fit(self) -> None:
         super().before_fit()
         for method in self.methods:
+            method.learn = self.learn  # which it may have left for another
             method.before_fit()
-            method._stream = method._stream or self._stream
+        self.take_stream(self._stream)
+
+    def take_stream(self, stream: Random | None) -> None:
+        super().take_stream(stream)
+        for method in self.methods:
+            method.take_stream(self._stream)
+
+    def mix_targets(self) -> None:
+        super().mix_targets()
+        if self.one_lam:
+            raise ValueError(
+                f"per_sample=True wants a loss known to be an average (see is_average), {self.old_lf} came: choose for "
+                "each batch (per_sample=False)"
+            )
 
     def before_batch(self) -> None:
         self.chosen = None
@@ -118,6 +133,7 @@ class OneOf(MixHandler):
 def _only_draws(method: MixHandler) -> bool:
     """Whether a method does nothing but draw a mix of the input."""
     if isinstance(method, OneOf):
-        return method.each
+        return method.each and method._stack_y is None and not method.clean and method.seed is None
     plain = all(getattr(type(method), name) is getattr(MixHandler, name) for name in ("before_batch", "mix_features"))
-    return plain and method.per_sample and method._stack_y is None and not (method.stack_x or method.clean)
+    bare = method._stack_y is None and method.seed is None and not (method.stack_x or method.clean)
+    return plain and method.per_sample and bare

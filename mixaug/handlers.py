@@ -45,6 +45,7 @@ class MixHandler(Callback):
 
     run_valid = False
     _learn: Any = None
+    _is_part = False  # of a `OneOf`, whose random stream it has
     _ready = False  # whether `before_fit` came since the callback was added
     mix: Any
     lam: Any
@@ -75,7 +76,7 @@ class MixHandler(Callback):
             seed = int(_number("seed", seed, float.is_integer, "a whole number"))
         if clean and stack_x:
             raise ValueError("clean=True came with stack_x=True, one of them was wanted")
-        if not (pair is None or callable(pair) or pair in PAIRS):
+        if not (pair is None or callable(pair) or pair in tuple(PAIRS)):
             raise ValueError(f"pair came as {pair!r}, None, {', '.join(map(repr, PAIRS))} or a function was wanted")
         self.clean, self.pair = clean, pair
         self.per_sample, self.fold, self.stack_x, self.stack_y = per_sample, fold, stack_x, stack_y
@@ -157,6 +158,8 @@ class MixHandler(Callback):
         """Draw the partner of each sample, shape (B,)."""
         if self.pair is None:
             return sample_partner(len(x), x.device)
+        if not self.yb:
+            raise ValueError("pair wants targets, a batch without any came")
         y = self.yb[0]
         if not callable(self.pair) and (y.ndim != 1 or y.is_floating_point()):
             raise ValueError(
@@ -165,7 +168,10 @@ class MixHandler(Callback):
             )
         y = y.as_subclass(Tensor)
         weigh: Any = self.pair if callable(self.pair) else PAIRS[self.pair]
-        return sample_partner_by(weigh(y))
+        weights = weigh(y)
+        if weights.shape != (len(x), len(x)):
+            raise ValueError(f"pair gave weights of shape {tuple(weights.shape)}, {(len(x), len(x))} was wanted")
+        return sample_partner_by(weights)
 
     def draw_lam(self, x: Tensor) -> Tensor:
         """Draw each sample's share, shape (B,), from `self.distrib`."""
@@ -206,11 +212,18 @@ class MixHandler(Callback):
 
         Those that start from one seed would all draw the same mixes otherwise.
         """
+        if self.seed is None and self._is_part:
+            return
         if self.seed is None:
             several = num_distrib() > 1
             self._stream = random.Random(f"{random.getrandbits(64)} {rank_distrib()}") if several else None
         elif self._stream is None:
             self._stream = random.Random(f"{self.seed} {rank_distrib()}")
+
+    def take_stream(self, stream: random.Random | None) -> None:
+        """Draw from the stream of the `OneOf` that this is a part of, if it has no seed of its own."""
+        if self.seed is None:
+            self._stream = stream
 
     @contextmanager
     def drawing(self, device: torch.device) -> Iterator[None]:
@@ -346,14 +359,15 @@ class MixHandler(Callback):
             raise TypeError(f"a target of type {type(y).__name__} came, tensors were wanted, each a target of its own")
         if any(c.__name__ == "TensorBBox" for c in type(y).__mro__):
             raise TypeError("bounding boxes came, which cannot be mixed: an average of two boxes is around nothing")
-        if self.mix.mask.ndim > 1 and self.mix.mask.is_floating_point() and self.mix.covers(y) and self.stacks(y):
+        covered = self.mix.mask.ndim > 1 and self.mix.covers(y)
+        if covered and self.mix.mask.is_floating_point() and self.stacks(y):
             raise ValueError(
                 f"a map of class numbers of shape {tuple(y.shape)} came, whose inputs are averaged position by "
                 "position: a mask that chooses was wanted, or one share for a sample (OneOf: per_sample=False)"
             )
         if getattr(self.old_lf, "floatify", False) and not y.is_floating_point():
             y = y.float()
-        if y.ndim == 2 and y.is_floating_point() and self.cuts(y) and not self._stack_y:
+        if y.ndim == 2 and y.is_floating_point() and covered and not self._stack_y:
             raise ValueError(
                 f"a target of shape {tuple(y.shape)} came with inputs of {y.shape[1]} positions: if it is a value for "
                 "each position, give it an axis of channels (B, 1, L); if it is labels of the sample, use stack_y=True"
@@ -476,7 +490,7 @@ class CMixup(MixUp):
         super().__init__(alpha, **{"pair": partial(closeness, bandwidth=bandwidth), **kwargs})
 
     def draw_partner(self, x: Tensor) -> Tensor:
-        if not (self.yb[0].is_floating_point() or getattr(self.old_lf, "floatify", False)):
+        if self.yb and not (self.yb[0].is_floating_point() or getattr(self.old_lf, "floatify", False)):
             raise TypeError(f"CMixup wants numbers as targets, class numbers ({self.yb[0].dtype}) came: use MixUp")
         return super().draw_partner(x)
 

@@ -157,7 +157,9 @@ class ManifoldMixup(MixHandler):
 
     def mix_features(self) -> None:
         floats = all(t.is_floating_point() for t in tensors(self.xb) if t.numel())
-        at = self.rng.randrange(len(self.hidden_layers) + (self.input_mixup and floats))
+        if inputs := self.input_mixup and floats:
+            self._pass.check(self.xb)
+        at = self.rng.randrange(len(self.hidden_layers) + inputs)
         self.mixed_layer = [*self.hidden_layers, None][at]
         self._pass.begin(self.mix, at, len(self.hidden_layers))
         if self.mixed_layer is None:
@@ -263,7 +265,7 @@ class PatchUp(ManifoldMixup):
         positions = tensors(self.xb)[0].shape[2:]
         if maps := [tuple(y.shape) for y in self._own if positions and y.shape[1:][-len(positions) :] == positions]:
             raise ValueError(f"PatchUp wants targets of whole samples, maps of shapes {maps} came: use CutMix")
-        n, device = (1 if self.one_lam else len(self.lam)), self.lam.device
+        n, device = len(self.lam) if self.per_sample and not self.one_lam else 1, self.lam.device
         with self.drawing(device):
             self._pass.centre = torch.rand(3, n, device=device).expand(3, len(self.lam))
             self._pass.inside = None if self.hard else self.draw_lam(self.lam)[:n].expand_as(self.lam)
@@ -274,6 +276,15 @@ class PatchUp(ManifoldMixup):
         if self._pass.mix is not None and self.mixed_layer is not None:
             self._see(self._pass.used[self._pass.at])
         super().after_pred()
+
+    def blend_targets(self) -> None:
+        """Blend them by the share alone: the positions of a layer are not theirs."""
+        layer, self.mix = self.mix, Mix(self.mix.partner, self.mix.lam)
+        super().blend_targets()
+        self.mix = layer
+
+    def cuts(self, y: Tensor) -> bool:
+        return False
 
     def _see(self, mix: Mix | None) -> None:
         """Let targets and loss have the shares of the layer that was mixed, if it ran."""

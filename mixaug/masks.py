@@ -49,7 +49,7 @@ def fourier_mask(lam: Tensor, size: Sequence[int], decay: float = 3.0) -> Tensor
     axes = [torch.fft.fftfreq(length, device=lam.device) for length in size]
     frequency = torch.stack(torch.meshgrid(*axes, indexing="ij")).norm(dim=0).clamp(min=1 / max(size))
     noise = torch.randn(len(lam), *size, dtype=torch.complex64, device=lam.device)
-    noise = torch.fft.ifftn(noise / frequency**decay, dim=tuple(range(1, len(size) + 1))).real
+    noise = torch.fft.ifftn(noise / (frequency * max(size)) ** decay, dim=tuple(range(1, len(size) + 1))).real
     rank = noise.flatten(1).argsort(1).argsort(1)
     kept = (lam * math.prod(size)).round()[:, None]
     return (rank >= math.prod(size) - kept).view(len(lam), *size)

@@ -36,7 +36,8 @@ def closeness(y: Tensor, bandwidth: float = 1.0) -> Tensor:
     `bandwidth` is its standard deviation, in units of the targets' own (https://arxiv.org/abs/2210.05775).
     """
     y = y.float().flatten(1) if y.ndim > 1 else y.float()[:, None]
-    distance = (y[:, None] - y[None]).square().sum(-1) / (2 * bandwidth**2 * y.var(0).sum().clamp(min=1e-12))
+    distance = torch.cdist(y, y, compute_mode="donot_use_mm_for_euclid_dist").square()
+    distance = distance / (2 * bandwidth**2 * y.var(0).sum().clamp(min=1e-12))
     return distance.fill_diagonal_(torch.inf).neg().softmax(1)
 
 
@@ -153,7 +154,7 @@ def choose(mixes: Sequence[Mix], choice: Tensor) -> Mix:
     size = max((mask.shape for mask in masks), key=len)
     if any(mask.dtype != torch.bool for mask in masks):
         masks = [mask.float() for mask in masks]
-    masks = [mask.view(*mask.shape, *[1] * (len(size) - mask.ndim)).expand(size) for mask in masks]
+    masks = [mask.view(len(mask), *[1] * (len(size) - mask.ndim), *mask.shape[1:]).expand(size) for mask in masks]
     moved = next((mix for mix in mixes if mix.places), mixes[0]).unmixed().places
     each = [(mix.partner, mask, *(mix.places or moved)) for mix, mask in zip(mixes, masks, strict=True)]
     sample = torch.arange(len(choice), device=choice.device)

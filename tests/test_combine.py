@@ -1,5 +1,6 @@
 """Choices between methods, schedules, and what every method can be told: when, with whom, and beside clean samples."""
 
+import random
 from functools import partial
 
 import fastai.callback.schedule  # noqa: F401  (patches Learner)
@@ -8,6 +9,7 @@ import torch
 from common import BS, METHODS, C, N, cnn, images, learner, no_hooks, on, slow_loss, slow_mix
 from fastai.callback.schedule import SchedCos, SchedLin, combine_scheds
 from fastai.losses import CrossEntropyLossFlat, MSELossFlat
+from fastai.torch_core import set_seed
 from torch import nn
 
 from mixaug import (
@@ -146,6 +148,8 @@ def test_a_choice_repeats_with_its_seed():
         (lambda: OneOf(MixUp(), OutputMixup(), per_sample=True), ValueError, "OutputMixup.* came"),
         (lambda: OneOf(MixUp(), CutMix(per_sample=False), per_sample=True), ValueError, "CutMix.* came"),
         (lambda: OneOf(OneOf(MixUp()), per_sample=True), ValueError, "OneOf.* came"),
+        (lambda: OneOf(OneOf(MixUp(), per_sample=True, clean=True), per_sample=True), ValueError, "OneOf.* came"),
+        (lambda: OneOf(MixUp(seed=1), per_sample=True), ValueError, "MixUp.* came"),
         (lambda: OneOf(MixUp(), clean=True), ValueError, "for its methods"),
         (lambda: OneOf(MixUp(), alpha=1), TypeError, "alpha"),
     ],
@@ -153,6 +157,103 @@ def test_a_choice_repeats_with_its_seed():
 def test_arguments_that_do_not_fit_are_refused(make, error, match):
     with pytest.raises(error, match=match):
         make()
+
+
+@pytest.mark.parametrize("per_sample", [False, True])
+@pytest.mark.parametrize("processes", [0, 2])
+def test_the_seed_is_for_all_methods_whatever_else_is_drawn(per_sample, processes, monkeypatch):
+    monkeypatch.setattr("mixaug.handlers.num_distrib", lambda: processes)
+
+    def seen(global_seed):
+        inner = OneOf(MixUp(), FMix(), per_sample=per_sample)
+        learn = learner(OneOf(inner, CutMix(), seed=1, per_sample=per_sample))
+        set_seed(global_seed)
+        learn.fit(5)
+        return [row["lam"].tolist() for row in learn.spy.batches], (torch.rand(1).item(), random.random())
+
+    def unmixed(global_seed):
+        learn = learner(None)
+        set_seed(global_seed)
+        learn.fit(5)
+        return torch.rand(1).item(), random.random()
+
+    (lams, after), (again, _) = seen(1), seen(2)
+    assert lams == again
+    assert after == unmixed(1)
+
+
+def test_labels_as_many_as_positions_are_ambiguous_to_a_choice_too():
+    learn = learner(OneOf(MixUp(), CutMix(), per_sample=True), images((C,)), torch.rand(N, C), loss=nn.MSELoss())
+    with pytest.raises(ValueError, match="came with inputs of 3 positions"):
+        learn.fit(1)
+
+
+@pytest.mark.parametrize("hard", [False, True])
+def test_patchup_mixes_labels_by_the_share_whatever_the_sizes(hard):
+    y = torch.rand(N, 5)
+    model = nn.Sequential(nn.Conv1d(2, 4, 4, stride=4), nn.ReLU(), nn.Flatten(), nn.Linear(20, 5))
+    learn = learner(PatchUp(hard=hard, input_mixup=False), images((20,)), y, model, nn.MSELoss())
+    learn.fit(2)
+    for row in learn.spy.batches:
+        own, lam = y[row["iter"] * BS : (row["iter"] + 1) * BS], row["lam"][:, None]
+        assert row["mix"].mask.shape[1:] == (5,)
+        torch.testing.assert_close(row["y"][0], lam * own + (1 - lam) * own[row["mix"].partner])
+
+
+def test_a_choice_for_each_sample_wants_a_loss_that_is_an_average():
+    learn = learner(
+        OneOf(MixUp(), CutMix(), per_sample=True), loss=lambda pred, y: nn.functional.cross_entropy(pred, y) ** 2
+    )
+    with pytest.raises(ValueError, match="known to be an average"):
+        learn.fit(1)
+
+
+def test_a_method_that_was_lent_comes_back():
+    shared = MixUp()
+    first, second = learner(OneOf(shared, CutMix(), p=[1, 0])), learner(OneOf(shared, FMix(), p=[1, 0]))
+    for learn in (second, first, second):
+        learn.spy.batches.clear()
+        learn.fit(1)
+        assert kinds(learn) == ["MixUp"] * 3
+
+
+def test_a_method_that_is_switched_off_is_not_chosen():
+    off, on_ = MixUp(), CutMix()
+    off.run = False
+    learn = learner(OneOf(off, on_))
+    learn.fit(5)
+    assert set(kinds(learn)) == {"CutMix", "NoneType"}
+
+
+def test_clean_patchup_with_one_box():
+    learn = learner(PatchUp(clean=True, per_sample=False))
+    learn.fit(2)
+    for row in learn.spy.batches:
+        n = len(row["lam"]) // 2
+        assert (row["mix"].mask[n:] == row["mix"].mask[n : n + 1]).all()
+        assert (row["lam"][:n] == 1).all()
+
+
+def test_the_decay_of_fmix_is_its_mask():
+    learn = learner(FMix(decay=0), images((40, 40)))
+    learn.fit(1)
+    masks = torch.cat([row["mix"].mask for row in learn.spy.batches])
+    lam = masks.float().mean((1, 2))
+    chance = (lam**2 + (1 - lam) ** 2).mean()
+    assert (masks == masks.roll(1, 1)).float().mean().item() == pytest.approx(chance.item(), abs=0.02)
+
+
+@pytest.mark.parametrize("cb", [CMixup, partial(MixUp, pair="same")])
+def test_pairing_wants_targets(cb):
+    learn = learner(cb())
+    learn.add_cb(on("before_batch", lambda learn: setattr(learn, "yb", ()), -1))
+    with pytest.raises(ValueError, match="pair wants targets"):
+        learn.fit(1)
+
+
+def test_a_pairing_gives_weights_for_the_batch():
+    with pytest.raises(ValueError, match=r"weights of shape \(3, 3\), \(8, 8\) was wanted"):
+        learner(MixUp(pair=lambda y: torch.ones(3, 3))).fit(1)
 
 
 def test_learn_mixup_takes_any_mixing_callback():
@@ -323,7 +424,7 @@ def test_classes_are_wanted_to_pair_by_class(y):
         learn.fit(1)
 
 
-@pytest.mark.parametrize("pair", ["some", 3, True])
+@pytest.mark.parametrize("pair", ["some", 3, True, ["same"]])
 def test_a_pairing_that_is_none_is_refused(pair):
     with pytest.raises(ValueError, match="pair came as"):
         MixUp(pair=pair)

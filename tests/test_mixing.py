@@ -243,3 +243,12 @@ def test_mappings_of_any_class_are_walked():
     assert got["a"].tolist() == [2, 2]
     assert got["b"]["c"].tolist() == [1]
     assert nest["a"].tolist() == [1, 1]
+
+
+def test_masks_of_fewer_axes_are_of_the_last():
+    x, partner = torch.arange(32.0).view(2, 4, 4), torch.tensor([1, 0])
+    columns = Mix(partner, torch.tensor([True, True, True, False]).expand(2, 4))
+    boxes = Mix(partner, torch.ones(2, 4, 4, dtype=torch.bool))
+    out = choose([columns, boxes], torch.tensor([0, 1])).blend(x)
+    assert torch.equal(out[0], columns.blend(x)[0])
+    assert torch.equal(out[1], x[1])

@@ -176,7 +176,8 @@ def test_task(task, method):
     learn = learner(mixer, task.x, task.y, model=model, loss=task.loss)
     places = []
     learn.add_cb(on("after_pred", lambda learn: places.append(place_of(mixer)) if learn.training else None))
-    if refused(task, method) or (method == "clean" and task.loss is class_and_number):
+    averages = method in ("clean", "OneOf, each sample")
+    if refused(task, method) or (averages and task.loss is class_and_number):
         with pytest.raises(
             (TypeError, ValueError), match=r"(CMixup|PatchUp) wants|map of class numbers|known to be an average"
         ):
