@@ -132,8 +132,9 @@ class OneOf(MixHandler):
 
 def _only_draws(method: MixHandler) -> bool:
     """Whether a method does nothing but draw a mix of the input."""
+    own = method.stack_x or method.clean or method._stack_y is not None or method.seed is not None
+    if own or not method.per_sample:
+        return False
     if isinstance(method, OneOf):
-        return method.each and method._stack_y is None and not method.clean and method.seed is None
-    plain = all(getattr(type(method), name) is getattr(MixHandler, name) for name in ("before_batch", "mix_features"))
-    bare = method._stack_y is None and method.seed is None and not (method.stack_x or method.clean)
-    return plain and method.per_sample and bare
+        return method.each
+    return all(getattr(type(method), name) is getattr(MixHandler, name) for name in ("before_batch", "mix_features"))

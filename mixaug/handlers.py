@@ -212,13 +212,11 @@ class MixHandler(Callback):
 
         Those that start from one seed would all draw the same mixes otherwise.
         """
-        if self.seed is None and self._is_part:
-            return
-        if self.seed is None:
+        if self.seed is not None:
+            self._stream = self._stream or random.Random(f"{self.seed} {rank_distrib()}")
+        elif not self._is_part:
             several = num_distrib() > 1
             self._stream = random.Random(f"{random.getrandbits(64)} {rank_distrib()}") if several else None
-        elif self._stream is None:
-            self._stream = random.Random(f"{self.seed} {rank_distrib()}")
 
     def take_stream(self, stream: random.Random | None) -> None:
         """Draw from the stream of the `OneOf` that this is a part of, if it has no seed of its own."""

@@ -27,16 +27,22 @@ def box_mask(lam: Tensor, size: Sequence[int], centre: Tensor | None = None) -> 
     [0, 1). The border crops it (https://arxiv.org/abs/1905.04899), so the share kept is at least `lam` (shape (B,), in
     [0, 1]) up to rounding; the share that counts is the mask's mean.
     """
-    inside = torch.ones((), dtype=torch.bool, device=lam.device)
-    ratio = (1 - lam) ** (1 / len(size))
+    ratio, within = (1 - lam) ** (1 / len(size)), []
     if centre is None:
         centre = torch.rand(len(size), len(lam), device=lam.device)
-    for axis, (length, at) in enumerate(zip(size, centre, strict=True)):
+    for length, at in zip(size, centre, strict=True):
         side = (ratio * length).round()
         start = ((at * length).floor() - (side / 2).floor())[:, None]
         position = torch.arange(length, device=lam.device)
-        within = (position >= start) & (position < start + side[:, None])
-        inside = inside[..., None] & within.view(-1, *[1] * axis, length)
+        within.append((position >= start) & (position < start + side[:, None]))
+    return _outside(within)
+
+
+def _outside(within: Sequence[Tensor]) -> Tensor:
+    """The mask that is False where a position is within along every axis, each (B, length)."""
+    inside = torch.ones((), dtype=torch.bool, device=within[0].device)
+    for axis, along in enumerate(within):
+        inside = inside[..., None] & along.view(-1, *[1] * axis, along.shape[1])
     return ~inside
 
 
@@ -60,15 +66,14 @@ def whole_in_box(lam: Tensor, size: Sequence[int]) -> tuple[Tensor, tuple[Tensor
 
     The places are for each axis (B, length): from where in the partner, the nearest position, each position is taken.
     """
-    inside = torch.ones((), dtype=torch.bool, device=lam.device)
-    ratio, places = (1 - lam) ** (1 / len(size)), []
-    for axis, length in enumerate(size):
+    ratio, within, places = (1 - lam) ** (1 / len(size)), [], []
+    for length in size:
         side = (ratio * length).round()[:, None]
         start = (torch.rand_like(side) * (length + 1 - side)).floor()
         at = torch.arange(length, device=lam.device) - start
-        inside = inside[..., None] & ((at >= 0) & (at < side)).view(-1, *[1] * axis, length)
+        within.append((at >= 0) & (at < side))
         places.append(((at + 0.5) * length / side.clamp(min=1)).long().clamp(0, length - 1))
-    return ~inside, tuple(places)
+    return _outside(within), tuple(places)
 
 
 def salient_position(x: Tensor) -> Tensor:

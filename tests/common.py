@@ -1,5 +1,6 @@
 """Small learners whose every batch can be checked by value."""
 
+import pytest
 import torch
 from fastai.callback.core import Callback
 from fastai.callback.progress import ProgressCallback
@@ -24,6 +25,7 @@ from mixaug import (
 )
 
 METHODS = {"MixUp": MixUp, "CutMix": CutMix, "ManifoldMixup": ManifoldMixup, "OutputMixup": OutputMixup}
+every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 # and what takes their place in the tests of what is alike for all
 EVERY = {
     **METHODS,

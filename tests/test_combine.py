@@ -6,7 +6,7 @@ from functools import partial
 import fastai.callback.schedule  # noqa: F401  (patches Learner)
 import pytest
 import torch
-from common import BS, METHODS, C, N, cnn, images, learner, no_hooks, on, slow_loss, slow_mix
+from common import BS, METHODS, C, N, cnn, every_method, images, learner, no_hooks, on, slow_loss, slow_mix
 from fastai.callback.schedule import SchedCos, SchedLin, combine_scheds
 from fastai.losses import CrossEntropyLossFlat, MSELossFlat
 from fastai.torch_core import set_seed
@@ -25,8 +25,6 @@ from mixaug import (
     SaliencyMix,
     closeness,
 )
-
-every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 
 
 def kinds(learn):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from common import BS, METHODS, C, N, cnn, images, learner, loaders, no_hooks, on
+from common import BS, C, N, cnn, every_method, images, learner, loaders, no_hooks, on
 from fastai.callback.core import CancelBatchException, CancelEpochException, CancelFitException, CancelTrainException
 from fastai.callback.mixup import CutMix as FastaiCutMix
 from fastai.learner import Learner
@@ -20,7 +20,6 @@ from torch.distributions import Beta
 
 from mixaug import CutMix, ManifoldMixup, Mix, MixHandler, MixUp, MixUpLoss, OutputMixup, sample_partner
 
-every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 DEFAULTS = {MixHandler: 0.5, MixUp: 0.4, CutMix: 1.0, ManifoldMixup: 0.4, OutputMixup: 0.4}
 
 

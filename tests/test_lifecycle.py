@@ -10,7 +10,7 @@ import cloudpickle
 import fastai.callback.schedule  # noqa: F401  (patches Learner)
 import pytest
 import torch
-from common import BS, METHODS, C, N, Oracle, Unmixed, cnn, images, learner, no_hooks, on
+from common import BS, METHODS, C, N, Oracle, Unmixed, cnn, every_method, images, learner, no_hooks, on
 from fastai.callback.training import GradientClip
 from fastai.data.core import DataLoaders, Datasets, TfmdDL
 from fastai.learner import Learner
@@ -21,8 +21,6 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from mixaug import ManifoldMixup, MixedMetric, MixHandler, MixUp, MixUpLoss, PatchUp
-
-every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 
 
 class Failing(nn.Module):

@@ -3,13 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from common import BS, EVERY, METHODS, C, N, Oracle, Unmixed, cnn, images, learner, no_hooks, slow_loss
+from common import BS, EVERY, METHODS, C, N, Oracle, Unmixed, cnn, every_method, images, learner, no_hooks, slow_loss
 from fastai.losses import CrossEntropyLossFlat
 from torch import nn
 
 from mixaug import CutMix, ManifoldMixup, MixUp, MixUpLoss, PatchUp
-
-every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 
 
 def slow_features(x, partner, lam):

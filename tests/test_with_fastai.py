@@ -5,7 +5,7 @@ import random
 import fastai.callback.schedule  # noqa: F401  (patches Learner)
 import pytest
 import torch
-from common import BS, METHODS, C, N, cnn, images, learner, no_hooks, on, slow_loss
+from common import BS, METHODS, C, N, cnn, every_method, images, learner, no_hooks, on, slow_loss
 from fastai.callback.channelslast import ChannelsLast
 from fastai.callback.core import FetchPredsCallback
 from fastai.callback.fp16 import MixedPrecision
@@ -19,8 +19,6 @@ from fastai.data.transforms import Normalize
 from fastai.torch_core import TensorImage, params, set_seed
 from fastai.vision.augment import aug_transforms
 from torch import nn
-
-every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 
 CALLBACKS = {
     "GradientAccumulation": lambda: GradientAccumulation(16),
