@@ -5,7 +5,7 @@ import operator
 import random
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from numbers import Integral, Real
 from typing import Any
@@ -16,11 +16,10 @@ from fastai.learner import Learner
 from fastai.torch_core import num_distrib, rank_distrib
 from fastcore.meta import delegates
 from torch import Tensor
-from torch.distributions import Beta
 
 from .loss import MixUpLoss, is_average, mixed_loss
-from .masks import box_mask, fourier_mask, salient_position, sample_lam, whole_in_box
-from .mixing import Mix, closeness, map_tensors, sample_partner, sample_partner_by, tensors
+from .masks import SymmetricBeta, box_mask, fourier_mask, salient_position, sample_lam, whole_in_box
+from .mixing import Mix, closeness, like, map_tensors, sample_partner, sample_partner_by, tensors, untyped
 
 PAIRS: dict[Any, Any] = {"same": lambda y: y[:, None] == y, "other": lambda y: y[:, None] != y}
 
@@ -87,6 +86,12 @@ class MixHandler(Callback):
     def __repr__(self) -> str:
         return f"{type(self).__name__}(alpha={self.alpha}, prob={self.prob})"
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in vars(self):  # fastai would look again whether the learner has the name, which takes long
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
     @property
     def alpha(self) -> Any:
         """The parameter of the Beta distribution that shares are drawn from, or its schedule."""
@@ -97,7 +102,7 @@ class MixHandler(Callback):
         self._alpha = _schedule("alpha", alpha)
         if self._alpha == 0:
             raise ValueError(f"alpha came as {alpha!r}, a finite number above 0 was wanted: to mix nothing use prob=0")
-        self.distrib = _beta(torch.tensor(1.0 if callable(self._alpha) else self._alpha))
+        self.distrib = SymmetricBeta(torch.tensor(1.0 if callable(self._alpha) else self._alpha))
 
     @property
     def learn(self) -> Any:
@@ -128,11 +133,11 @@ class MixHandler(Callback):
 
     def mix_features(self) -> None:
         """Blend the inputs; a method that mixes elsewhere overrides this."""
-        self.learn.xb = map_tensors(self.mix.blend, tuple(self.xb))
+        self.learn.xb = map_tensors(self.mix.blend, tuple(self.learn.xb))
 
     def stack_features(self) -> None:
         """Give the model both samples and the share, unmixed."""
-        partners = map_tensors(lambda x: x[self.mix.partner], tuple(self.xb))
+        partners = map_tensors(self.mix.partners, tuple(self.xb))
         self.learn.xb = (*self.xb, *partners, self.lam)
 
     def is_drawn(self) -> bool:
@@ -144,7 +149,7 @@ class MixHandler(Callback):
             alpha = _schedule("alpha", self.alpha(self.pct_train))
             if alpha == 0:
                 return False
-            self.distrib = _beta(torch.full_like(self.distrib.concentration1, alpha))
+            self.distrib = SymmetricBeta(torch.full_like(self.distrib.alpha, alpha))
         prob = _schedule("prob", self.prob(self.pct_train)) if callable(self.prob) else self.prob
         return prob > 0 and self.rng.random() < prob
 
@@ -166,7 +171,6 @@ class MixHandler(Callback):
                 f"pair={self.pair!r} wants class numbers (B,), {y.dtype} of shape {tuple(y.shape)} came: "
                 "give a function of the targets to weights (B, B)"
             )
-        y = y.as_subclass(Tensor)
         weigh: Any = self.pair if callable(self.pair) else PAIRS[self.pair]
         weights = weigh(y)
         if weights.shape != (len(x), len(x)):
@@ -179,8 +183,8 @@ class MixHandler(Callback):
 
     def mix_targets(self) -> None:
         """Blend the targets that can be, and keep the partners' targets for the loss of the others."""
-        self._own = self.learn.yb = tuple(self._as_wanted(y) for y in self.yb)
-        self.one_lam = not self.per_sample or (self.stack_y and not is_average(self.old_lf))
+        self._own = self.learn.yb = tuple(map(self._as_wanted, self.learn.yb))
+        self.one_lam = not self.per_sample or (not is_average(self.old_lf) and self.stack_y)
         if self.one_lam:
             self.mix = self.mix.shared()
         if self.clean:
@@ -189,7 +193,7 @@ class MixHandler(Callback):
 
     def blend_targets(self) -> None:
         """Give the batch the targets that `mix` makes of its own, and the loss the partners' and the share."""
-        self.lam, self.yb1 = self.mix.lam, tuple(y[self.mix.partner] for y in self._own)
+        self.lam, self.yb1 = self.mix.lam, tuple(map(self.mix.partners, self._own))
         self.learn.yb = tuple(y if self.stacks(y) else self.mix.blend(y) for y in self._own)
 
     def double(self) -> None:
@@ -223,15 +227,15 @@ class MixHandler(Callback):
         if self.seed is None:
             self._stream = stream
 
-    @contextmanager
-    def drawing(self, device: torch.device) -> Iterator[None]:
+    def drawing(self, device: torch.device) -> Any:
         """Let torch draw from the callback's own stream, too, if it has one, and leave torch's as it was."""
-        if self._stream is None:
-            yield
-            return
+        return nullcontext() if self._stream is None else self._drawing(self._stream, device)
+
+    @contextmanager
+    def _drawing(self, stream: random.Random, device: torch.device) -> Iterator[None]:
         accelerators = [] if device.type == "cpu" else [device]
         with torch.random.fork_rng(accelerators, device_type=device.type):
-            seed = self._stream.getrandbits(63)
+            seed = stream.getrandbits(63)
             torch.default_generator.manual_seed(seed)
             for accelerator in accelerators:  # its own `manual_seed` is for the current device only
                 state = torch.Generator(accelerator).manual_seed(seed).get_state()
@@ -257,23 +261,26 @@ class MixHandler(Callback):
             raise ValueError(f"one mixing callback was wanted, {mixers} came: keep one (learn.remove_cb)")
         if (type(self).draw, type(self).before_batch) == (MixHandler.draw, MixHandler.before_batch):
             warnings.warn("MixHandler mixes nothing by itself: use MixUp or another method", stacklevel=2)
-        if isinstance(self.distrib, Beta):
-            self.distrib = _beta(self.distrib.concentration1.to(next(self.model.parameters()).device))
+        if isinstance(self.distrib, SymmetricBeta):
+            self.distrib = SymmetricBeta(self.distrib.alpha.to(next(self.model.parameters()).device))
 
     def before_train(self) -> None:
         self.wrap_loss()
 
     def before_batch(self) -> None:
-        if not (found := tensors(self.xb)):
-            kinds = [type(x).__name__ for x in self.xb]
+        xb = self.learn.xb
+        if not (found := tensors(xb)):
+            kinds = [type(x).__name__ for x in xb]
             raise TypeError(f"inputs of types {kinds} came, tensors in tuples, lists or mappings were wanted")
-        x = found[0]
-        with self.drawing(x.device):
-            self.mix = self.draw(x) if len(x) > 1 and self.is_drawn() else None
-        self.lam, self.yb1, self._own = torch.ones(len(x), device=x.device), None, None
-        if self.mix is not None:
-            self.mix_targets()
-            self.stack_features() if self.stack_x else self.mix_features()
+        x, self.yb1, self._own = found[0], None, None
+        with untyped():
+            with self.drawing(x.device):
+                self.mix = self.draw(x) if len(x) > 1 and self.is_drawn() else None
+            if self.mix is None:
+                self.lam = torch.ones(len(x), device=x.device)
+            else:
+                self.mix_targets()
+                self.stack_features() if self.stack_x else self.mix_features()
 
     def after_pred(self) -> None:
         if self.yb1 is not None and self.stack_y:
@@ -291,7 +298,7 @@ class MixHandler(Callback):
 
     def lf(self, pred: Any, *yb: Any) -> Tensor:
         """Return the loss of a mixed batch: `lam · L(pred, yb) + (1 - lam) · L(pred, yb1)`."""
-        yb1 = tuple(y1.as_subclass(type(y)) if self.stacks(y) else y for y, y1 in zip(yb, self.yb1, strict=True))
+        yb1 = tuple(like(y, y1) if self.stacks(y) else y for y, y1 in zip(yb, self.yb1, strict=True))
         return mixed_loss(self.old_lf, pred, yb, yb1, self.lam[:1] if self.one_lam else self.lam)
 
     def after_loss(self) -> None:
@@ -322,7 +329,8 @@ class MixHandler(Callback):
         """Whether a target is left as it is because the losses are combined instead."""
         if self._stack_y is not None:
             return self._stack_y
-        return not (y.is_floating_point() or self.cuts(y))
+        with untyped():
+            return not (y.is_floating_point() or self.cuts(y))
 
     def cuts(self, y: Tensor) -> bool:
         """Whether a target is a map that is cut along with the input."""
@@ -331,7 +339,7 @@ class MixHandler(Callback):
     @property
     def stack_y(self) -> bool:
         """Whether losses are combined for some target of the batch."""
-        return any(map(self.stacks, self.yb))
+        return any(map(self.stacks, self.learn.yb))
 
     @stack_y.setter
     def stack_y(self, value: bool | None) -> None:
@@ -454,7 +462,7 @@ class SaliencyMix(CutMix):
             raise ValueError(
                 f"SaliencyMix wants up to three axes of positions, shape {tuple(x.shape)} came: use CutMix"
             )
-        centre = salient_position(x.as_subclass(Tensor))[:, partner]
+        centre = salient_position(x)[:, partner]
         return Mix(partner, box_mask(lam, x.shape[2:], centre))
 
 
@@ -518,8 +526,3 @@ def _when(name: str, value: Any) -> Any:
     if value is None or (isinstance(value, Integral) and not isinstance(value, bool)):
         return value
     return _number(name, value, lambda share: 0 <= share <= 1, "an epoch (int) or a share from 0 to 1 (float)")
-
-
-def _beta(alpha: Tensor) -> Beta:
-    # Arguments are checked by the handler: torch's own check would wait for the device
-    return Beta(alpha, alpha, validate_args=False)

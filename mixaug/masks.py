@@ -6,7 +6,28 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.distributions import Distribution
+from torch.distributions import Beta, Distribution
+
+
+class SymmetricBeta(Beta):
+    """Beta(alpha, alpha), right for the smallest alpha, too, where torch's own draws are near one half too often."""
+
+    def __init__(self, alpha: Tensor):
+        super().__init__(alpha, alpha, validate_args=False)  # whose check would wait for the device
+        self.alpha, self._next = alpha, alpha + 1
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        return self.sample_logit(sample_shape).sigmoid_()
+
+    def sample_logit(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draw log(t / (1 - t)), the difference of the logarithms of two draws from Gamma(alpha).
+
+        Those can be too small for a float. But Gamma(alpha) is Gamma(alpha + 1) times a uniform number to the power of
+        1 / alpha, of which the logarithm is no problem.
+        """
+        log = torch._standard_gamma(self._next.expand(2, *sample_shape)).log_()  # pyright: ignore[reportPrivateImportUsage]
+        log.addcdiv_(torch.empty_like(log).exponential_(), self.alpha, value=-1)
+        return log[0] - log[1]
 
 
 def sample_lam(distrib: Distribution, n: int, fold: bool = True) -> Tensor:
@@ -15,6 +36,9 @@ def sample_lam(distrib: Distribution, n: int, fold: bool = True) -> Tensor:
     With `fold` each draw t becomes max(t, 1 - t): the larger share is the sample's own, so that no two mixed samples
     of a batch can be duplicates of each other.
     """
+    if isinstance(distrib, SymmetricBeta):
+        logit = distrib.sample_logit([n])
+        return (logit.abs_() if fold else logit).sigmoid_()
     lam = distrib.sample(torch.Size([n])).view(n)
     return torch.maximum(lam, 1 - lam) if fold else lam
 
@@ -40,10 +64,10 @@ def box_mask(lam: Tensor, size: Sequence[int], centre: Tensor | None = None) -> 
 
 def _outside(within: Sequence[Tensor]) -> Tensor:
     """The mask that is False where a position is within along every axis, each (B, length)."""
-    inside = torch.ones((), dtype=torch.bool, device=within[0].device)
+    outside = torch.zeros((), dtype=torch.uint8, device=within[0].device)  # torch is slow on masks that it broadcasts
     for axis, along in enumerate(within):
-        inside = inside[..., None] & along.view(-1, *[1] * axis, along.shape[1])
-    return ~inside
+        outside = outside[..., None] | (~along).view(torch.uint8).view(-1, *[1] * axis, along.shape[1])
+    return outside.view(torch.bool)
 
 
 def fourier_mask(lam: Tensor, size: Sequence[int], decay: float = 3.0) -> Tensor:
@@ -100,4 +124,10 @@ def salient_position(x: Tensor) -> Tensor:
 
 def share(mask: Tensor) -> Tensor:
     """Return lam of shape (B,), the mean of each sample's mask of shape (B, *size)."""
-    return mask if mask.ndim == 1 else mask.flatten(1).sum(1) / math.prod(mask.shape[1:])
+    if mask.ndim == 1:
+        return mask
+    if mask.dtype == torch.bool:
+        kept = mask.view(torch.uint8).flatten(1).sum(1, dtype=torch.int32)  # torch is slow on masks here, too
+    else:
+        kept = mask.flatten(1).sum(1)
+    return kept / math.prod(mask.shape[1:])

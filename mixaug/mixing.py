@@ -9,7 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import fast
 from .masks import share
+
+# fastai's tensors pay for their type in every operation and in every look at a shape, but not in this context
+untyped = torch._C.DisableTorchFunctionSubclass
 
 
 def sample_partner(n: int, device: torch.device | str | None = None) -> Tensor:
@@ -44,33 +48,37 @@ def closeness(y: Tensor, bandwidth: float = 1.0) -> Tensor:
 def blend(x: Tensor, partner: Tensor, mask: Tensor, places: Sequence[Tensor] = ()) -> Tensor:
     """Return a new tensor in which each sample of `x` keeps the share `mask` and takes the rest from its partner.
 
-    `x` is (B, ..., *size), `partner` (B,) integers, `mask` (B, *size): its positions are the last axes of `x`. A bool
-    mask chooses, for any dtype of `x`; a float mask averages, which is a TypeError for integers. `places` are for each
-    axis of `size`, (B, length), those positions of the partner which come to the positions of the sample.
+    `x` is (B, ..., *size), `partner` (B,) integers from 0 on, `mask` (B, *size): its positions are the last axes of
+    `x`. A bool mask chooses, for any dtype of `x`; a float mask averages, which is a TypeError for integers. `places`
+    are for each axis of `size`, (B, length), those positions of the partner which come to the positions of the sample.
     """
-    # A tensor of fastai's pays for its type in every operation
-    plain = x if type(x) is Tensor else x.as_subclass(Tensor)
-    weight = mask.view(len(mask), *[1] * (x.ndim - mask.ndim), *mask.shape[1:])
-    if not x.numel():
-        return x
-    other = plain[partner]
-    for axis, place in enumerate(places, x.ndim - len(places)):
-        index = place.view(len(x), *[1] * (axis - 1), -1, *[1] * (x.ndim - 1 - axis))
-        other = torch.take_along_dim(other, index, axis)
-    if mask.dtype == torch.bool:
-        out = torch.where(weight, plain, other)
-    elif x.is_floating_point() or x.is_complex():
-        out = torch.lerp(other, plain, weight.to(x.dtype))
-    else:
-        raise TypeError(
-            f"a {type(x).__name__} of {x.dtype} and shape {tuple(x.shape)} came to be averaged, floats were wanted: "
-            "turn images of bytes into floats first (fastai: batch_tfms=IntToFloatTensor()), mix codes and tokens in a "
-            "hidden layer (ManifoldMixup), leave class numbers to the loss (stack_y=True)"
-        )
-    if plain is not x:
-        out = out.as_subclass(type(x))
-        vars(out).update(vars(x))
-    return out
+    with untyped():
+        if not x.numel():
+            return x
+        mask = mask.view(len(mask), *[1] * (x.ndim - mask.ndim), *mask.shape[1:])
+        if mask.dtype != torch.bool:
+            if not (x.is_floating_point() or x.is_complex()):
+                raise TypeError(
+                    f"a {type(x).__name__} of {x.dtype} and shape {tuple(x.shape)} came to be averaged, floats were "
+                    "wanted: turn images of bytes into floats first (fastai: batch_tfms=IntToFloatTensor()), mix codes "
+                    "and tokens in a hidden layer (ManifoldMixup), leave class numbers to the loss (stack_y=True)"
+                )
+            mask = mask if mask.dtype == x.dtype else mask.to(x.dtype)
+        if not places:
+            return like(x, fast.mix(x, partner, mask))
+        other = x[partner]
+        for axis, place in enumerate(places, x.ndim - len(places)):
+            index = place.view(len(x), *[1] * (axis - 1), -1, *[1] * (x.ndim - 1 - axis))
+            other = torch.take_along_dim(other, index, axis)
+        return like(x, fast.formula(x, other, mask))
+
+
+def like(x: Tensor, t: Tensor) -> Tensor:
+    """Return `t` with the type and the attributes of `x`."""
+    if type(x) is not type(t):
+        t = super(Tensor, t).as_subclass(type(x))  # torch's own: fastai's copies attributes, of which `t` has none
+        vars(t).update(vars(x))
+    return t
 
 
 def map_tensors(f: Callable[[Tensor], Any], nest: Any) -> Any:
@@ -78,15 +86,15 @@ def map_tensors(f: Callable[[Tensor], Any], nest: Any) -> Any:
     kind: Any = type(nest)
     if isinstance(nest, Tensor):
         return f(nest)
+    if isinstance(nest, (tuple, list)):
+        items = [map_tensors(f, item) for item in nest]
+        return kind(*items) if hasattr(kind, "_fields") else kind(items)  # a namedtuple has fields
     if isinstance(nest, MutableMapping):
         result = copy(nest)  # of whatever class, a defaultdict's function included
         result.update((key, map_tensors(f, value)) for key, value in nest.items())
         return result
     if isinstance(nest, Mapping):
         return kind({key: map_tensors(f, value) for key, value in nest.items()})
-    if isinstance(nest, (tuple, list)):
-        items = [map_tensors(f, item) for item in nest]
-        return kind(*items) if hasattr(kind, "_fields") else kind(items)  # a namedtuple has fields
     return nest
 
 
@@ -117,15 +125,22 @@ class Mix:
 
     def covers(self, x: Tensor) -> bool:
         """Whether the last axes of `x` are the positions that the mask speaks of."""
-        size = self.mask.shape[1:]
-        return x.ndim > len(size) and x.shape[x.ndim - len(size) :] == size
+        with untyped():
+            size, shape = self.mask.shape[1:], x.shape
+        return len(shape) > len(size) and shape[len(shape) - len(size) :] == size
 
     def blend(self, x: Tensor) -> Tensor:
         """Return `x` of shape (B, ...) mixed: position by position where the mask covers it, else averaged by `lam`."""
-        if len(x) != len(self.partner):
-            raise ValueError(f"a tensor of shape {tuple(x.shape)} came, {len(self.partner)} samples were wanted")
-        covered = self.covers(x)
-        return blend(x, self.partner, self.mask if covered else self.lam, self.places if covered else ())
+        with untyped():
+            if len(x) != len(self.partner):
+                raise ValueError(f"a tensor of shape {tuple(x.shape)} came, {len(self.partner)} samples were wanted")
+            covered = self.covers(x)
+            return blend(x, self.partner, self.mask if covered else self.lam, self.places if covered else ())
+
+    def partners(self, x: Tensor) -> Tensor:
+        """Return `x` of shape (B, ...) with each sample's partner in its place."""
+        with untyped():
+            return like(x, x.index_select(0, self.partner))
 
     def shared(self) -> "Mix":
         """Return the same mix with the first sample's mask for the whole batch."""

@@ -1,0 +1,102 @@
+"""Mixing in as few passes over memory as there can be; `formula` is what all of it computes, bit for bit."""
+
+import weakref
+from collections import deque
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# From here on (bytes) visiting samples one by one, each within a cache's reach, costs less than one more pass over all
+_LARGE = 2**17
+# From here on (bytes) fresh memory costs more to map than to fill
+_HUGE = 2**23
+_PART = 2**21  # bytes that are made at a time where no more than an eighth of the batch is wanted
+_free: deque[np.ndarray] = deque(maxlen=2)
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def formula(x: Tensor, other: Tensor, mask: Tensor) -> Tensor:
+    """Return `x` where the mask is True and `other` elsewhere, or their average for a mask of floats."""
+    return torch.where(mask, x, other) if mask.dtype == torch.bool else torch.lerp(other, x, mask)
+
+
+def mix(x: Tensor, partner: Tensor, mask: Tensor) -> Tensor:
+    """Return `formula(x, x[partner], mask)` in new memory; the mask has all axes of `x`, and a float one its dtype."""
+    if torch.compiler.is_compiling() or mask.requires_grad:
+        return formula(x, x[partner], mask)
+    if not (x.requires_grad and torch.is_grad_enabled()):
+        return _mix(x, partner, mask)
+    if mask.dtype == torch.bool or x.nbytes < _LARGE:
+        return formula(x, x.index_select(0, partner), mask)
+    return _Average.apply(x, partner, mask)
+
+
+def _mix(x: Tensor, partner: Tensor, mask: Tensor) -> Tensor:
+    chooses, out = mask.dtype == torch.bool, empty_like(x)
+    # On an accelerator a loop, or a number brought here, would wait for the device
+    if x.nbytes < _LARGE * len(mask) or x.is_complex() or not _is_memory(x):
+        torch.index_select(x, 0, partner, out=out)
+        return torch.where(mask, x, out, out=out) if chooses else out.lerp_(x, mask)
+    if not chooses:
+        for i, j in enumerate(partner.tolist()):
+            torch.lerp(x[j], x[i], mask[i], out=out[i])
+        return out
+    own, mixed = (t.detach().view(_BITS[x.element_size()]).numpy() for t in (x, out))
+    np.copyto(mixed, own)
+    for i, (j, taken) in enumerate(zip(partner.tolist(), (~mask).numpy(), strict=True)):
+        np.copyto(mixed[i], own[j], where=taken)
+    return out
+
+
+class _Average(torch.autograd.Function):
+    """The average of large activations: its gradient adds what comes by the partners in place, sample by sample."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, partner: Tensor, mask: Tensor) -> Tensor:
+        ctx.save_for_backward(partner, mask)
+        return _mix(x, partner, mask)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        (grad,), (partner, mask) = grads, ctx.saved_tensors
+        own = grad * mask if torch.is_grad_enabled() else torch.mul(grad, mask, out=empty_like(grad))
+        n = max(1, len(grad) // 8, _PART * len(grad) // grad.nbytes)
+        for j, g, rest in zip(partner.split(n), grad.split(n), (1 - mask).split(n), strict=True):
+            own.index_add_(0, j, g * rest)
+        return own, None, None
+
+
+def empty_like(x: Tensor) -> Tensor:
+    """Return memory for a result like `x`: used again, on the CPU, once nobody holds what was there.
+
+    A storage keeps the array alive that its memory was lent as, and whoever can read the memory, views and autograd
+    included, keeps the storage alive: so memory comes back when the array dies, and never before.
+    """
+    if x.nbytes < _HUGE or not _is_memory(x):
+        return torch.empty_like(x)
+    block = _take(x.nbytes)
+    lent = block[-block.ctypes.data % 64 :][: x.nbytes]  # torch's own alignment
+    weakref.finalize(lent, _free.append, block).atexit = False
+    like = torch.empty_like(x, device="meta")
+    return torch.from_numpy(lent).view(x.dtype).as_strided(like.shape, like.stride())
+
+
+def _is_memory(x: Tensor) -> bool:
+    """Whether the memory of `x` can be read here: not an accelerator's, nor a type's that has none (FakeTensor)."""
+    own: Any = type(x)
+    return x.is_cpu and own.__torch_dispatch__ is torch._C._disabled_torch_dispatch_impl
+
+
+def _take(nbytes: int) -> np.ndarray:
+    """Take free memory of the size out of the queue, or get new. Each step is atomic: other threads may do the same."""
+    for _ in range(len(_free)):
+        try:
+            block = _free.popleft()
+        except IndexError:
+            break
+        if block.nbytes == nbytes + 64:
+            return block
+        _free.append(block)
+    return np.empty(nbytes + 64, np.uint8)
