@@ -12,6 +12,8 @@ from fastai.losses import BaseLoss, DiceLoss, FocalLoss, LabelSmoothingCrossEntr
 from fastcore.basics import noop
 from torch import Tensor, nn
 
+from .mixing import untyped
+
 # Losses that are an average, or a sum, of their unreduced values. What is not listed may be anything.
 _AVERAGES = {
     nn.BCELoss,
@@ -88,27 +90,33 @@ def mixed_loss(loss_func: Callable, pred: Any, yb: Sequence[Any], yb1: Sequence[
     if lam.numel() == 1:
         lam = lam.view(())
         return lam * loss_func(pred, *yb) + (1 - lam) * loss_func(pred, *yb1)
-    own, partners = _unreduced(loss_func, pred, yb), _unreduced(loss_func, pred, yb1)
+    own, partners = _both_unreduced(loss_func, pred, yb, yb1)
     if own.shape != partners.shape or own.numel() == 0 or own.numel() % len(lam):
         raise ValueError(
             f"{loss_func} with reduction='none' gave values of shapes {tuple(own.shape)} and {tuple(partners.shape)}, "
             f"as many for each of {len(lam)} samples were wanted: use per_sample=False"
         )
 
-    def mix(a: Tensor, b: Tensor) -> Tensor:
-        # Only the order of the samples is safe: flat losses reorder the positions inside a sample.
-        return lam[:, None] * a.reshape(len(lam), -1) + (1 - lam[:, None]) * b.reshape(len(lam), -1)
-
-    values, reduction = mix(own, partners), _option(loss_func, "reduction", "mean")
-    if reduction == "none":
-        return values.view_as(own)
-    if reduction == "sum":
-        return values.sum()
-    if _kind(loss_func) not in _BY_CLASS or yb[0].is_floating_point():
-        return values.mean()
-    weight = mix(_class_weights(loss_func, yb[0]), _class_weights(loss_func, yb1[0])).sum()
     smooth = _smoothing(loss_func, pred, yb)
-    return values.sum() / weight if smooth is None else smooth.mean() + (values.sum() - smooth.sum()) / weight
+    with untyped():
+        values, reduction = _weigh(own, partners, lam), _option(loss_func, "reduction", "mean")
+        if reduction == "none":
+            return values.view_as(own)
+        if reduction == "sum":
+            return values.sum()
+        if _kind(loss_func) not in _BY_CLASS or yb[0].is_floating_point():
+            return values.mean()
+        weight = _weigh(_class_weights(loss_func, yb[0]), _class_weights(loss_func, yb1[0]), lam).sum()
+        if smooth is None:
+            return values.sum() / weight
+        return smooth.mean() + (values.sum() - smooth.sum()) / weight
+
+
+def _weigh(own: Tensor, partners: Tensor, lam: Tensor) -> Tensor:
+    # Only the order of the samples is safe: flat losses reorder the positions inside a sample
+    dtype = torch.promote_types(own.dtype, lam.dtype)
+    own, partners = (t.to(dtype).view(len(lam), -1) for t in (own, partners))
+    return torch.lerp(partners, own, lam.to(dtype).unsqueeze(1))
 
 
 def is_average(loss_func: Callable) -> bool:
@@ -128,7 +136,40 @@ def is_average(loss_func: Callable) -> bool:
 
 def _all_own(lam: Tensor) -> bool:
     """Whether every sample keeps all of itself, if that can be told without waiting for a device."""
-    return lam.device.type == "cpu" and not torch.compiler.is_compiling() and bool((lam == 1).all())
+    return lam.device.type == "cpu" and not torch.compiler.is_compiling() and lam.min().item() == 1
+
+
+def _both_unreduced(loss_func: Callable, pred: Any, yb: Sequence[Any], yb1: Sequence[Any]) -> tuple[Tensor, Tensor]:
+    """The unreduced values for both targets; of a plain cross-entropy by one softmax, which is most of its work."""
+    if (axis := _class_axis(loss_func, pred, yb)) is None:
+        return _unreduced(loss_func, pred, yb), _unreduced(loss_func, pred, yb1)
+    options = {"weight": _option(loss_func, "weight"), "ignore_index": _option(loss_func, "ignore_index", -100)}
+    with untyped():
+        log = F.log_softmax(pred, axis).movedim(axis, 1)
+        own, partners = (F.nll_loss(log, y.long(), **options, reduction="none") for y in (yb[0], yb1[0]))
+    return own, partners
+
+
+def _class_axis(loss_func: Any, pred: Any, yb: Sequence[Any]) -> int | None:
+    """Where the classes are in `pred`, if the loss is nothing but the cross-entropy of that and of class numbers."""
+    if (
+        _kind(loss_func) not in (nn.CrossEntropyLoss, F.cross_entropy)
+        or not is_average(loss_func)
+        or _option(loss_func, "label_smoothing", 0.0)
+        or yb[0].is_floating_point()
+        or pred.ndim < 2
+    ):
+        return None
+    if _inner(loss_func) is loss_func or isinstance(loss_func, partial):
+        return 1
+    # fastai gives unreduced values in another order, and with more than two axes behind the classes pairs them so, too
+    axis = loss_func.axis % pred.ndim
+    as_usual = loss_func.flatten and loss_func.is_2d and not loss_func.floatify and loss_func.reduction != "none"
+    return (
+        axis
+        if as_usual and pred.ndim - axis < 4 and yb[0].shape == pred.shape[:axis] + pred.shape[axis + 1 :]
+        else None
+    )
 
 
 def _unreduced(loss_func: Callable, pred: Any, yb: Sequence[Any]) -> Tensor:
