@@ -74,9 +74,13 @@ class OneOf(MixHandler):
         drawn = [method.draw(x) if method.run and method.is_drawn() else None for method in self.methods]
         if (some := next(filter(None, drawn), None)) is None:
             return None
-        u, rest = torch.rand(len(x), device=x.device), some.unmixed()
-        choice = torch.stack([u >= end for end in accumulate(self.p)]).sum(0)
-        return choose([*(mix or rest for mix in drawn), rest], choice)
+        u, rest, ends = torch.rand(len(x), device=x.device), some.unmixed(), list(accumulate(self.p))
+        mixes = [mix or rest for mix in drawn]
+        if ends[-1] > 1 - 1e-6:
+            ends.pop()
+        else:
+            mixes.append(rest)
+        return choose(mixes, sum((u >= end for end in ends), torch.zeros_like(u, dtype=torch.long)))
 
     # The flow of a batch: the chosen method's own
 

@@ -12,7 +12,7 @@ from torch import Tensor
 _LARGE = 2**17
 # From here on (bytes) fresh memory costs more to map than to fill
 _HUGE = 2**23
-_PART = 2**21  # bytes that are made at a time where no more than an eighth of the batch is wanted
+_PART = 2**21  # bytes that are made at a time where no more than a sixteenth of the batch is wanted
 _free: deque[np.ndarray] = deque(maxlen=2)
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -36,17 +36,27 @@ def mix(x: Tensor, partner: Tensor, mask: Tensor) -> Tensor:
 def _mix(x: Tensor, partner: Tensor, mask: Tensor) -> Tensor:
     chooses, out = mask.dtype == torch.bool, empty_like(x)
     # On an accelerator a loop, or a number brought here, would wait for the device
-    if x.nbytes < _LARGE * len(mask) or x.is_complex() or not _is_memory(x):
-        torch.index_select(x, 0, partner, out=out)
-        return torch.where(mask, x, out, out=out) if chooses else out.lerp_(x, mask)
-    if not chooses:
+    one_by_one = x.nbytes >= _LARGE * len(mask) and _is_memory(x)
+    if chooses and x.is_contiguous() and _is_memory(x) and not x.is_complex():
+        return _choose(x, partner, mask, out, one_by_one)
+    if one_by_one and not chooses:
         for i, j in enumerate(partner.tolist()):
             torch.lerp(x[j], x[i], mask[i], out=out[i])
         return out
-    own, mixed = (t.detach().view(_BITS[x.element_size()]).numpy() for t in (x, out))
-    np.copyto(mixed, own)
-    for i, (j, taken) in enumerate(zip(partner.tolist(), (~mask).numpy(), strict=True)):
-        np.copyto(mixed[i], own[j], where=taken)
+    torch.index_select(x, 0, partner, out=out)
+    return torch.where(mask, x, out, out=out) if chooses else out.lerp_(x, mask)
+
+
+def _choose(x: Tensor, partner: Tensor, mask: Tensor, out: Tensor, one_by_one: bool) -> Tensor:
+    """Choose by numpy, which copies whatever is in a row at once where torch looks at each position."""
+    own, mixed = (t.detach().view(_BITS[t.element_size()]).numpy() for t in (x, out))
+    if one_by_one:
+        np.copyto(mixed, own)
+        for i, (j, taken) in enumerate(zip(partner.tolist(), (~mask).numpy(), strict=True)):
+            np.copyto(mixed[i], own[j], where=taken)
+    else:
+        torch.index_select(x, 0, partner, out=out)
+        np.copyto(mixed, own, where=mask.numpy())
     return out
 
 
@@ -62,7 +72,7 @@ class _Average(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         (grad,), (partner, mask) = grads, ctx.saved_tensors
         own = grad * mask if torch.is_grad_enabled() else torch.mul(grad, mask, out=empty_like(grad))
-        n = max(1, len(grad) // 8, _PART * len(grad) // grad.nbytes)
+        n = max(1, len(grad) // 16, _PART * len(grad) // grad.nbytes)
         for j, g, rest in zip(partner.split(n), grad.split(n), (1 - mask).split(n), strict=True):
             own.index_add_(0, j, g * rest)
         return own, None, None
@@ -79,14 +89,32 @@ def empty_like(x: Tensor) -> Tensor:
     block = _take(x.nbytes)
     lent = block[-block.ctypes.data % 64 :][: x.nbytes]  # torch's own alignment
     weakref.finalize(lent, _free.append, block).atexit = False
-    like = torch.empty_like(x, device="meta")
-    return torch.from_numpy(lent).view(x.dtype).as_strided(like.shape, like.stride())
+    strides = x.stride() if x.is_contiguous() else torch.empty_like(x, device="meta").stride()
+    return torch.from_numpy(lent).view(x.dtype).as_strided(x.shape, strides)
+
+
+def count(mask: Tensor) -> Tensor:
+    """Return how many positions of each sample's mask of shape (B, *size) are True, (B,) integers."""
+    bits = mask.view(torch.uint8).flatten(1)  # torch is slow on bools, and numpy faster on bytes
+    if _is_memory(mask):
+        return torch.from_numpy(bits.numpy().sum(1, dtype=np.int32))
+    return bits.sum(1, dtype=torch.int32)
+
+
+def release() -> None:
+    """Give up the memory that is kept; what is lent now will not be kept either."""
+    global _free
+    _free = deque(maxlen=2)
 
 
 def _is_memory(x: Tensor) -> bool:
     """Whether the memory of `x` can be read here: not an accelerator's, nor a type's that has none (FakeTensor)."""
     own: Any = type(x)
-    return x.is_cpu and own.__torch_dispatch__ is torch._C._disabled_torch_dispatch_impl
+    return (
+        x.is_cpu
+        and not torch.compiler.is_compiling()
+        and own.__torch_dispatch__ is torch._C._disabled_torch_dispatch_impl
+    )
 
 
 def _take(nbytes: int) -> np.ndarray:

@@ -17,6 +17,7 @@ from fastai.torch_core import num_distrib, rank_distrib
 from fastcore.meta import delegates
 from torch import Tensor
 
+from . import fast
 from .loss import MixUpLoss, is_average, mixed_loss
 from .masks import SymmetricBeta, box_mask, fourier_mask, salient_position, sample_lam, whole_in_box
 from .mixing import Mix, closeness, like, map_tensors, sample_partner, sample_partner_by, tensors, untyped
@@ -33,8 +34,6 @@ class MixHandler(Callback):
 
     `alpha` and `prob` may be schedules: functions of the share of the fit that is done, as fastai's `SchedCos(0, 0.6)`.
     An alpha of 0 there mixes nothing. `start`, `stop` and schedules count each fit for itself: `fine_tune` has two.
-
-    The draws of torch's Beta are near one half too often for an alpha below .01: use prob to mix less.
 
     What becomes of a target is decided by its type. Floating-point targets are averaged. A map over the input's
     positions gets the mask of the input. Class numbers cannot be averaged: there the losses are combined, by a
@@ -102,7 +101,7 @@ class MixHandler(Callback):
         self._alpha = _schedule("alpha", alpha)
         if self._alpha == 0:
             raise ValueError(f"alpha came as {alpha!r}, a finite number above 0 was wanted: to mix nothing use prob=0")
-        self.distrib = SymmetricBeta(torch.tensor(1.0 if callable(self._alpha) else self._alpha))
+        self.distrib = SymmetricBeta(torch.tensor(1.0 if callable(self._alpha) else self._alpha, device="cpu"))
 
     @property
     def learn(self) -> Any:
@@ -262,7 +261,9 @@ class MixHandler(Callback):
         if (type(self).draw, type(self).before_batch) == (MixHandler.draw, MixHandler.before_batch):
             warnings.warn("MixHandler mixes nothing by itself: use MixUp or another method", stacklevel=2)
         if isinstance(self.distrib, SymmetricBeta):
-            self.distrib = SymmetricBeta(self.distrib.alpha.to(next(self.model.parameters()).device))
+            device = next(self.model.parameters()).device
+            # Drawn there, nothing waits for the device; but Apple's drew no Gamma before torch 2.12
+            self.distrib = SymmetricBeta(self.distrib.alpha.to(device if device.type == "cuda" else "cpu"))
 
     def before_train(self) -> None:
         self.wrap_loss()
@@ -289,8 +290,9 @@ class MixHandler(Callback):
 
     def _mixed_or_plain(self, pred: Any, *yb: Any) -> Tensor:
         """The loss of the mix for the prediction, and any other of the mixed inputs; the user's for what else comes."""
-        again = self.input_is_mixed() and len(yb) == len(self.yb) and all(map(operator.is_, yb, self.yb))
-        return (self.lf if pred is self.pred or again else self.old_lf)(pred, *yb)
+        own = self.learn.yb
+        again = self.input_is_mixed() and len(yb) == len(own) and all(map(operator.is_, yb, own))
+        return (self.lf if pred is self.learn.pred or again else self.old_lf)(pred, *yb)
 
     def input_is_mixed(self) -> bool:
         """Whether the model is given mixed inputs, so that whatever it makes of them is of the mix."""
@@ -358,6 +360,7 @@ class MixHandler(Callback):
     def restore(self) -> None:
         """Undo what training did to the learner."""
         self.learn.loss_func = self.old_lf
+        fast.release()
 
     def _as_wanted(self, y: Tensor) -> Tensor:
         """A target in the type its loss wants (fastai's for numbers turn integers into floats), if it can be mixed."""

@@ -90,7 +90,9 @@ def mixed_loss(loss_func: Callable, pred: Any, yb: Sequence[Any], yb1: Sequence[
     if lam.numel() == 1:
         lam = lam.view(())
         return lam * loss_func(pred, *yb) + (1 - lam) * loss_func(pred, *yb1)
-    own, partners = _both_unreduced(loss_func, pred, yb, yb1)
+    if (axis := _class_axis(loss_func, pred, yb)) is not None:
+        return _cross_entropy(loss_func, pred, yb[0], yb1[0], lam, axis)
+    own, partners = _unreduced(loss_func, pred, yb), _unreduced(loss_func, pred, yb1)
     if own.shape != partners.shape or own.numel() == 0 or own.numel() % len(lam):
         raise ValueError(
             f"{loss_func} with reduction='none' gave values of shapes {tuple(own.shape)} and {tuple(partners.shape)}, "
@@ -139,37 +141,36 @@ def _all_own(lam: Tensor) -> bool:
     return lam.device.type == "cpu" and not torch.compiler.is_compiling() and lam.min().item() == 1
 
 
-def _both_unreduced(loss_func: Callable, pred: Any, yb: Sequence[Any], yb1: Sequence[Any]) -> tuple[Tensor, Tensor]:
-    """The unreduced values for both targets; of a plain cross-entropy by one softmax, which is most of its work."""
-    if (axis := _class_axis(loss_func, pred, yb)) is None:
-        return _unreduced(loss_func, pred, yb), _unreduced(loss_func, pred, yb1)
-    options = {"weight": _option(loss_func, "weight"), "ignore_index": _option(loss_func, "ignore_index", -100)}
-    with untyped():
-        log = F.log_softmax(pred, axis).movedim(axis, 1)
-        own, partners = (F.nll_loss(log, y.long(), **options, reduction="none") for y in (yb[0], yb1[0]))
-    return own, partners
-
-
 def _class_axis(loss_func: Any, pred: Any, yb: Sequence[Any]) -> int | None:
-    """Where the classes are in `pred`, if the loss is nothing but the cross-entropy of that and of class numbers."""
+    """Where the classes are in `pred`, if the loss is but the cross-entropy, reduced, of that and of class numbers."""
     if (
         _kind(loss_func) not in (nn.CrossEntropyLoss, F.cross_entropy)
         or not is_average(loss_func)
+        or _option(loss_func, "reduction", "mean") == "none"
         or _option(loss_func, "label_smoothing", 0.0)
-        or yb[0].is_floating_point()
-        or pred.ndim < 2
     ):
         return None
-    if _inner(loss_func) is loss_func or isinstance(loss_func, partial):
-        return 1
-    # fastai gives unreduced values in another order, and with more than two axes behind the classes pairs them so, too
-    axis = loss_func.axis % pred.ndim
-    as_usual = loss_func.flatten and loss_func.is_2d and not loss_func.floatify and loss_func.reduction != "none"
-    return (
-        axis
-        if as_usual and pred.ndim - axis < 4 and yb[0].shape == pred.shape[:axis] + pred.shape[axis + 1 :]
-        else None
-    )
+    axis, usual = 1, True
+    if isinstance(loss_func, BaseLoss):
+        flat: Any = loss_func
+        axis = flat.axis % pred.ndim
+        # With more than two axes behind the classes fastai pairs predictions and targets otherwise
+        usual = flat.flatten and flat.is_2d and not flat.floatify and pred.ndim - axis < 4
+    return axis if usual and yb[0].shape == pred.shape[:axis] + pred.shape[axis + 1 :] else None
+
+
+def _cross_entropy(loss_func: Callable, pred: Tensor, y: Tensor, y1: Tensor, lam: Tensor, axis: int) -> Tensor:
+    """What `mixed_loss` comes to for a cross-entropy, by one softmax, which is most of the work, for both targets."""
+    with untyped():
+        both = torch.stack([y, y1], axis).long()
+        counted = both != _option(loss_func, "ignore_index", -100)
+        both = torch.where(counted, both, 0)
+        share = torch.stack([lam, 1 - lam], 1).view(-1, *[1] * (axis - 1), 2, *[1] * (pred.ndim - axis - 1))
+        weight, classes = torch.where(counted, share, 0.0), _option(loss_func, "weight")
+        if classes is not None:
+            weight = weight * classes[both]
+        total = (F.log_softmax(pred, axis).gather(axis, both) * weight.neg_()).sum()
+        return total if _option(loss_func, "reduction", "mean") == "sum" else total / weight.sum().neg_()
 
 
 def _unreduced(loss_func: Callable, pred: Any, yb: Sequence[Any]) -> Tensor:

@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import Beta, Distribution
 
+from . import fast
+
 
 class SymmetricBeta(Beta):
     """Beta(alpha, alpha), right for the smallest alpha, too, where torch's own draws are near one half too often."""
@@ -47,27 +49,25 @@ def box_mask(lam: Tensor, size: Sequence[int], centre: Tensor | None = None) -> 
     """Return a bool mask of shape (B, *size) that is False in one random box for each sample, True around it.
 
     The box of sample i has sides of (1 - lam_i)^(1/k) times those of `size`, k = len(size): a segment, a rectangle, a
-    cuboid. Its centre is uniform over the positions, or given as shares of the axes' lengths by `centre`, (k, B) in
-    [0, 1). The border crops it (https://arxiv.org/abs/1905.04899), so the share kept is at least `lam` (shape (B,), in
-    [0, 1]) up to rounding; the share that counts is the mask's mean.
+    cuboid. Its centre is uniform, or given as shares of the axes' lengths by `centre`, (k, B) in [0, 1); the positions
+    whose middles are inside are cut. The border crops it (https://arxiv.org/abs/1905.04899), so on average more than
+    `lam` (shape (B,), in [0, 1]) is kept; the share that counts is the mask's mean.
     """
-    ratio, within = (1 - lam) ** (1 / len(size)), []
+    half, outside = ((1 - lam) ** (1 / len(size)) / 2)[:, None], []
     if centre is None:
         centre = torch.rand(len(size), len(lam), device=lam.device)
-    for length, at in zip(size, centre, strict=True):
-        side = (ratio * length).round()
-        start = ((at * length).floor() - (side / 2).floor())[:, None]
-        position = torch.arange(length, device=lam.device)
-        within.append((position >= start) & (position < start + side[:, None]))
-    return _outside(within)
+    for length, at in zip(size, centre[..., None], strict=True):
+        middle = torch.linspace(0.5 / length, 1 - 0.5 / length, length, device=lam.device)
+        outside.append((middle - at).abs_() >= half)
+    return _outside(outside)
 
 
-def _outside(within: Sequence[Tensor]) -> Tensor:
-    """The mask that is False where a position is within along every axis, each (B, length)."""
-    outside = torch.zeros((), dtype=torch.uint8, device=within[0].device)  # torch is slow on masks that it broadcasts
-    for axis, along in enumerate(within):
-        outside = outside[..., None] | (~along).view(torch.uint8).view(-1, *[1] * axis, along.shape[1])
-    return outside.view(torch.bool)
+def _outside(along: Sequence[Tensor]) -> Tensor:
+    """The mask that is True where a position is outside along some axis, each (B, length)."""
+    mask, *others = (outside.view(torch.uint8) for outside in along)  # torch is slow on bools that it broadcasts
+    for outside in others:
+        mask = mask[..., None] | outside.view(len(outside), *[1] * (mask.ndim - 1), -1)
+    return mask.view(torch.bool)
 
 
 def fourier_mask(lam: Tensor, size: Sequence[int], decay: float = 3.0) -> Tensor:
@@ -90,14 +90,14 @@ def whole_in_box(lam: Tensor, size: Sequence[int]) -> tuple[Tensor, tuple[Tensor
 
     The places are for each axis (B, length): from where in the partner, the nearest position, each position is taken.
     """
-    ratio, within, places = (1 - lam) ** (1 / len(size)), [], []
+    ratio, outside, places = (1 - lam) ** (1 / len(size)), [], []
     for length in size:
         side = (ratio * length).round()[:, None]
         start = (torch.rand_like(side) * (length + 1 - side)).floor()
         at = torch.arange(length, device=lam.device) - start
-        within.append((at >= 0) & (at < side))
+        outside.append((at < 0) | (at >= side))
         places.append(((at + 0.5) * length / side.clamp(min=1)).long().clamp(0, length - 1))
-    return _outside(within), tuple(places)
+    return _outside(outside), tuple(places)
 
 
 def salient_position(x: Tensor) -> Tensor:
@@ -117,7 +117,7 @@ def salient_position(x: Tensor) -> Tensor:
     contrast = smooth(torch.stack([(grey - smooth(grey, n)).abs() for n in (3, 7, 15)]).sum(0), 3)
     at, shares = contrast.flatten(1).argmax(1), []
     for length in reversed(size):
-        shares.insert(0, (at % length + 0.5) / length)
+        shares.insert(0, (at % length + torch.rand(at.shape, device=at.device)) / length)  # anywhere in the position
         at = at // length
     return torch.stack(shares)
 
@@ -126,8 +126,5 @@ def share(mask: Tensor) -> Tensor:
     """Return lam of shape (B,), the mean of each sample's mask of shape (B, *size)."""
     if mask.ndim == 1:
         return mask
-    if mask.dtype == torch.bool:
-        kept = mask.view(torch.uint8).flatten(1).sum(1, dtype=torch.int32)  # torch is slow on masks here, too
-    else:
-        kept = mask.flatten(1).sum(1)
+    kept = fast.count(mask) if mask.dtype == torch.bool else mask.flatten(1).sum(1)
     return kept / math.prod(mask.shape[1:])

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from copy import copy
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import Any
 
 import torch
@@ -151,7 +151,7 @@ class Mix:
         """Return the mix of the same form in which each sample stays as it is."""
         own = torch.arange(len(self.partner), device=self.partner.device)
         places = (torch.arange(p.shape[1], device=p.device).expand_as(p) for p in self.places)
-        return Mix(own, torch.ones_like(self.mask), tuple(places))
+        return Mix(own, self.mask.new_ones(()).expand_as(self.mask), tuple(places))
 
     def after_clean(self) -> "Mix":
         """Return the mix of a batch of twice the size, the first half of which stays as it is."""
@@ -165,13 +165,14 @@ def choose(mixes: Sequence[Mix], choice: Tensor) -> Mix:
 
     Where masks of both kinds meet, the one that chooses becomes an average by 0 and 1.
     """
-    masks = [mix.mask for mix in mixes]
-    size = max((mask.shape for mask in masks), key=len)
-    if any(mask.dtype != torch.bool for mask in masks):
-        masks = [mask.float() for mask in masks]
-    masks = [mask.view(len(mask), *[1] * (len(size) - mask.ndim), *mask.shape[1:]).expand(size) for mask in masks]
+    ndim = max(mix.mask.ndim for mix in mixes)
+    masks = [mix.mask.view(len(choice), *[1] * (ndim - mix.mask.ndim), *mix.mask.shape[1:]) for mix in mixes]
     moved = next((mix for mix in mixes if mix.places), mixes[0]).unmixed().places
     each = [(mix.partner, mask, *(mix.places or moved)) for mix, mask in zip(mixes, masks, strict=True)]
-    sample = torch.arange(len(choice), device=choice.device)
-    partner, mask, *places = (torch.stack(field)[choice, sample] for field in zip(*each, strict=True))
+
+    def pick(field: Sequence[Tensor]) -> Tensor:
+        here = choice.view(-1, *[1] * (field[0].ndim - 1))
+        return reduce(lambda t, k: torch.where(here == k, field[k], t), range(1, len(field)), field[0])
+
+    partner, mask, *places = map(pick, zip(*each, strict=True))
     return Mix(partner, mask, tuple(places))

@@ -53,8 +53,8 @@ def test_masks_and_mixing_may_import_nothing_but_torch():
 
 def test_imports_go_one_way():
     order = [
-        "masks",
         "fast",
+        "masks",
         "mixing",
         "loss",
         "handlers",
