@@ -104,7 +104,7 @@ def count(mask: Tensor) -> Tensor:
 def release() -> None:
     """Give up the memory that is kept; what is lent now will not be kept either."""
     global _free
-    _free = deque(maxlen=2)
+    _free = deque(maxlen=_free.maxlen)
 
 
 def _is_memory(x: Tensor) -> bool:

@@ -342,6 +342,15 @@ def test_on_a_gpu_nothing_waits_for_it(method):
     on_device(method, "cuda", steps)
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_pretended_tensors_of_any_size_are_mixed(device):
+    with FakeTensorMode(), torch.device(device):
+        x, partner, lam = torch.randn(4, 2, 1024, 1024), torch.tensor([1, 2, 3, 0]), torch.rand(4)
+        for mask in (lam, box_mask(lam, x.shape[2:])):
+            assert Mix(partner, mask).blend(x).shape == x.shape
+            assert share(mask).shape == (4,)
+
+
 def in_one_graph(f, *args):
     torch.compiler.reset()
     with warnings.catch_warnings():

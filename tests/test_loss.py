@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from common import METHODS, learner, on
 from fastai.losses import (
+    BaseLoss,
     BCELossFlat,
     BCEWithLogitsLossFlat,
     CrossEntropyLossFlat,
@@ -306,6 +307,41 @@ def test_a_batch_of_ignored_targets_behaves_as_torchs_loss():
     loss = nn.CrossEntropyLoss()
     assert loss(pred, y).isnan()
     assert mixed_loss(loss, pred, (y,), (y,), torch.rand(N)).isnan()
+
+
+layouts = {
+    "(B, L, C)": (CrossEntropyLossFlat(), (4, 5, 3), -1),
+    "(B, C, L)": (CrossEntropyLossFlat(axis=1), (4, 3, 5), 1),
+    "(B, H, C, W)": (CrossEntropyLossFlat(axis=2), (4, 5, 3, 6), 2),
+    "(B, C, H, W)": (
+        CrossEntropyLossFlat(axis=1, weight=torch.tensor([1.0, 5.0, 2.0]), ignore_index=0),
+        (4, 3, 5, 6),
+        1,
+    ),
+    # whose positions fastai pairs in an order of its own, wrongly, and so with mixing, too
+    "(B, C, D, H, W)": (CrossEntropyLossFlat(axis=1), (4, 3, 2, 5, 6), 1),
+    "(B, H, W, C), not flat": (BaseLoss(nn.CrossEntropyLoss, axis=1, flatten=False), (4, 3, 3, 3), 1),
+    "(B, 1)": (CrossEntropyLossFlat(), (4, 3), None),
+}
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("layout", layouts)
+def test_one_softmax_for_both_targets_is_the_loss_of_each_whatever_the_layout(layout, reduction):
+    """A share that is the same for all samples weighs the user's loss itself, by its own order of positions."""
+    torch.manual_seed(0)
+    loss, shape, axis = copy.deepcopy(layouts[layout][0]), *layouts[layout][1:]
+    loss.reduction = reduction
+    size = (shape[0], 1) if axis is None else [n for i, n in enumerate(shape) if i != axis % len(shape)]
+    pred, y, y1 = torch.randn(shape), torch.randint(0, 3, size), torch.randint(0, 3, size)
+    got = mixed_loss(loss, pred, (y,), (y1,), torch.full((4,), 0.3))
+    if loss.func.weight is not None and reduction == "mean":  # whose sums are mixed like the losses
+        loss.reduction = "sum"
+        count = [loss.func.weight[t[t != 0]].sum() for t in (y, y1)]
+        expected = (0.3 * loss(pred, y) + 0.7 * loss(pred, y1)) / (0.3 * count[0] + 0.7 * count[1])
+    else:
+        expected = 0.3 * loss(pred, y) + 0.7 * loss(pred, y1)
+    torch.testing.assert_close(got.as_subclass(torch.Tensor), expected.as_subclass(torch.Tensor))
 
 
 def test_gradients_are_those_of_the_formula():

@@ -19,7 +19,7 @@ from mixaug.masks import SymmetricBeta, share
 def test_lam_has_the_distribution_asked_for(alpha):
     """By the largest distance of the draws' distribution to Beta's: 1.95 / sqrt(n) is exceeded once in a thousand."""
     torch.manual_seed(0)
-    n = 50_000
+    n = 1_000_000
     lam = sample_lam(SymmetricBeta(torch.tensor(float(alpha))), n, fold=False)
     assert lam.shape == (n,)
     # Where floats are too few near 0 and 1, only the distribution between is told apart
@@ -82,7 +82,7 @@ def test_boxes_have_the_papers_size_on_average():
         assert cut.flatten(1).sum(1).double().mean().item() == pytest.approx(side**2, rel=0.02)
 
 
-@pytest.mark.parametrize("size", [(9,), (7, 13), (4, 5, 6)])
+@pytest.mark.parametrize("size", [(9,), (7, 13), (4, 5, 6), (30, 40)])
 @pytest.mark.parametrize("same", [False, True])
 def test_lam_is_the_share_of_positions_kept(size, same):
     torch.manual_seed(0)
