@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch._C._functorch import peek_interpreter_stack  # pyright: ignore[reportMissingModuleSource]
 
 # From here on (bytes) visiting samples one by one, each within a cache's reach, costs less than one more pass over all
 _LARGE = 2**17
@@ -24,7 +25,7 @@ def formula(x: Tensor, other: Tensor, mask: Tensor) -> Tensor:
 
 def mix(x: Tensor, partner: Tensor, mask: Tensor) -> Tensor:
     """Return `formula(x, x[partner], mask)` in new memory; the mask has all axes of `x`, and a float one its dtype."""
-    if torch.compiler.is_compiling() or mask.requires_grad:
+    if torch.compiler.is_compiling() or peek_interpreter_stack() or mask.requires_grad:
         return formula(x, x[partner], mask)
     if not (x.requires_grad and torch.is_grad_enabled()):
         return _mix(x, partner, mask)
@@ -37,7 +38,7 @@ def _mix(x: Tensor, partner: Tensor, mask: Tensor) -> Tensor:
     chooses, out = mask.dtype == torch.bool, empty_like(x)
     # On an accelerator a loop, or a number brought here, would wait for the device
     one_by_one = x.nbytes >= _LARGE * len(mask) and _is_memory(x)
-    if chooses and x.is_contiguous() and _is_memory(x) and not x.is_complex():
+    if chooses and x.is_contiguous() and _is_memory(x) and not (x.is_complex() or x.is_neg()):
         return _choose(x, partner, mask, out, one_by_one)
     if one_by_one and not chooses:
         for i, j in enumerate(partner.tolist()):
@@ -71,7 +72,8 @@ class _Average(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         (grad,), (partner, mask) = grads, ctx.saved_tensors
-        own = grad * mask if torch.is_grad_enabled() else torch.mul(grad, mask, out=empty_like(grad))
+        plain = torch.is_grad_enabled() or not _is_memory(grad)
+        own = grad * mask if plain else torch.mul(grad, mask, out=empty_like(grad))
         n = max(1, len(grad) // 16, _PART * len(grad) // grad.nbytes)
         for j, g, rest in zip(partner.split(n), grad.split(n), (1 - mask).split(n), strict=True):
             own.index_add_(0, j, g * rest)
@@ -82,7 +84,8 @@ def empty_like(x: Tensor) -> Tensor:
     """Return memory for a result like `x`: used again, on the CPU, once nobody holds what was there.
 
     A storage keeps the array alive that its memory was lent as, and whoever can read the memory, views and autograd
-    included, keeps the storage alive: so memory comes back when the array dies, and never before.
+    included, keeps the storage alive: so memory comes back when the array dies, and never before. Such a storage cannot
+    be resized.
     """
     if x.nbytes < _HUGE or not _is_memory(x):
         return torch.empty_like(x)
@@ -90,7 +93,7 @@ def empty_like(x: Tensor) -> Tensor:
     lent = block[-block.ctypes.data % 64 :][: x.nbytes]  # torch's own alignment
     weakref.finalize(lent, _free.append, block).atexit = False
     strides = x.stride() if x.is_contiguous() else torch.empty_like(x, device="meta").stride()
-    return torch.from_numpy(lent).view(x.dtype).as_strided(x.shape, strides)
+    return torch.from_numpy(lent).view(x.dtype).as_strided(x.shape, strides).detach()  # no view, so free to be changed
 
 
 def count(mask: Tensor) -> Tensor:
@@ -108,13 +111,13 @@ def release() -> None:
 
 
 def _is_memory(x: Tensor) -> bool:
-    """Whether the memory of `x` can be read here: not an accelerator's, nor a type's that has none (FakeTensor)."""
+    """Whether numpy may read the memory of `x`: it is here, it is its own, and nobody follows what is done to it."""
     own: Any = type(x)
-    return (
-        x.is_cpu
-        and not torch.compiler.is_compiling()
-        and own.__torch_dispatch__ is torch._C._disabled_torch_dispatch_impl
-    )
+    followed = torch.compiler.is_compiling() or torch._C._get_tracing_state() or torch._C._len_torch_dispatch_stack()
+    if followed or not x.is_cpu:
+        return False
+    # functorch's tensors have none, FakeTensor's is none
+    return torch._C._has_storage(x) and own.__torch_dispatch__ is torch._C._disabled_torch_dispatch_impl
 
 
 def _take(nbytes: int) -> np.ndarray:

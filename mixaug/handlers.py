@@ -201,7 +201,7 @@ class MixHandler(Callback):
             raise ValueError(f"clean=True wants a loss known to be an average (see is_average), {self.old_lf} came")
         self.one_lam = False
         self.mix = self.mix.after_clean()
-        self.learn.xb, self._own = map_tensors(lambda t: torch.cat([t, t]), (tuple(self.xb), self._own))
+        self.learn.xb, self._own = map_tensors(lambda t: like(t, torch.cat([t, t])), (tuple(self.xb), self._own))
 
     # Randomness
 
@@ -375,7 +375,7 @@ class MixHandler(Callback):
                 "position: a mask that chooses was wanted, or one share for a sample (OneOf: per_sample=False)"
             )
         if getattr(self.old_lf, "floatify", False) and not y.is_floating_point():
-            y = y.float()
+            y = like(y, y.float())
         if y.ndim == 2 and y.is_floating_point() and covered and not self._stack_y:
             raise ValueError(
                 f"a target of shape {tuple(y.shape)} came with inputs of {y.shape[1]} positions: if it is a value for "

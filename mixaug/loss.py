@@ -90,7 +90,7 @@ def mixed_loss(loss_func: Callable, pred: Any, yb: Sequence[Any], yb1: Sequence[
     if lam.numel() == 1:
         lam = lam.view(())
         return lam * loss_func(pred, *yb) + (1 - lam) * loss_func(pred, *yb1)
-    if (axis := _class_axis(loss_func, pred, yb)) is not None:
+    if (axis := _class_axis(loss_func, pred, yb, lam)) is not None:
         return _cross_entropy(loss_func, pred, yb[0], yb1[0], lam, axis)
     own, partners = _unreduced(loss_func, pred, yb), _unreduced(loss_func, pred, yb1)
     if own.shape != partners.shape or own.numel() == 0 or own.numel() % len(lam):
@@ -116,9 +116,8 @@ def mixed_loss(loss_func: Callable, pred: Any, yb: Sequence[Any], yb1: Sequence[
 
 def _weigh(own: Tensor, partners: Tensor, lam: Tensor) -> Tensor:
     # Only the order of the samples is safe: flat losses reorder the positions inside a sample
-    dtype = torch.promote_types(own.dtype, lam.dtype)
-    own, partners = (t.to(dtype).view(len(lam), -1) for t in (own, partners))
-    return torch.lerp(partners, own, lam.to(dtype).unsqueeze(1))
+    lam = lam[:, None]
+    return lam * own.reshape(len(lam), -1) + (1 - lam) * partners.reshape(len(lam), -1)
 
 
 def is_average(loss_func: Callable) -> bool:
@@ -138,25 +137,32 @@ def is_average(loss_func: Callable) -> bool:
 
 def _all_own(lam: Tensor) -> bool:
     """Whether every sample keeps all of itself, if that can be told without waiting for a device."""
-    return lam.device.type == "cpu" and not torch.compiler.is_compiling() and lam.min().item() == 1
+    return lam.device.type == "cpu" and not torch.compiler.is_compiling() and (not lam.numel() or lam.min().item() == 1)
 
 
-def _class_axis(loss_func: Any, pred: Any, yb: Sequence[Any]) -> int | None:
+def _class_axis(loss_func: Any, pred: Any, yb: Sequence[Any], lam: Tensor) -> int | None:
     """Where the classes are in `pred`, if the loss is but the cross-entropy, reduced, of that and of class numbers."""
+    weight = _option(loss_func, "weight")
     if (
         _kind(loss_func) not in (nn.CrossEntropyLoss, F.cross_entropy)
         or not is_average(loss_func)
         or _option(loss_func, "reduction", "mean") == "none"
         or _option(loss_func, "label_smoothing", 0.0)
+        or len(yb) != 1
+        or yb[0].dtype not in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+        or len(lam) != len(pred)
     ):
         return None
-    axis, usual = 1, True
+    axis, usual = 1, pred.ndim > 1
     if isinstance(loss_func, BaseLoss):
         flat: Any = loss_func
-        axis = flat.axis % pred.ndim
-        # With more than two axes behind the classes fastai pairs predictions and targets otherwise
-        usual = flat.flatten and flat.is_2d and not flat.floatify and pred.ndim - axis < 4
-    return axis if usual and yb[0].shape == pred.shape[:axis] + pred.shape[axis + 1 :] else None
+        # Elsewhere fastai refuses the targets, or pairs them with the predictions of other positions
+        usual = flat.flatten and flat.is_2d and not flat.floatify and (flat.axis == -1 or (2 < pred.ndim < 5))
+        axis = pred.ndim - 1 if flat.axis == -1 else 1
+        usual = usual and flat.axis in (-1, 1)
+    if not usual or (weight is not None and len(weight) != pred.shape[axis]):
+        return None
+    return axis if yb[0].shape == pred.shape[:axis] + pred.shape[axis + 1 :] else None
 
 
 def _cross_entropy(loss_func: Callable, pred: Tensor, y: Tensor, y1: Tensor, lam: Tensor, axis: int) -> Tensor:
@@ -169,7 +175,8 @@ def _cross_entropy(loss_func: Callable, pred: Tensor, y: Tensor, y1: Tensor, lam
         weight, classes = torch.where(counted, share, 0.0), _option(loss_func, "weight")
         if classes is not None:
             weight = weight * classes[both]
-        total = (F.log_softmax(pred, axis).gather(axis, both) * weight.neg_()).sum()
+        values = F.log_softmax(pred, axis).gather(axis, both).where(counted, 0.0)  # or inf · 0 would not be 0
+        total = (values * weight.neg_()).sum()
         return total if _option(loss_func, "reduction", "mean") == "sum" else total / weight.sum().neg_()
 
 

@@ -15,6 +15,7 @@ class SymmetricBeta(Beta):
     """Beta(alpha, alpha), right for the smallest alpha, too, where torch's own draws are near one half too often."""
 
     def __init__(self, alpha: Tensor):
+        alpha = alpha.clamp(min=1e-30)  # below, both logarithms are infinite
         super().__init__(alpha, alpha, validate_args=False)  # whose check would wait for the device
         self.alpha, self._next = alpha, alpha + 1
 
@@ -27,7 +28,7 @@ class SymmetricBeta(Beta):
         Those can be too small for a float. But Gamma(alpha) is Gamma(alpha + 1) times a uniform number to the power of
         1 / alpha, of which the logarithm is no problem.
         """
-        log = torch._standard_gamma(self._next.expand(2, *sample_shape)).log_()  # pyright: ignore[reportPrivateImportUsage]
+        log = torch._standard_gamma(self._next.expand(2, *sample_shape, *self.alpha.shape)).log_()  # pyright: ignore[reportPrivateImportUsage]
         log.addcdiv_(torch.empty_like(log).exponential_(), self.alpha, value=-1)
         return log[0] - log[1]
 
@@ -66,7 +67,7 @@ def _outside(along: Sequence[Tensor]) -> Tensor:
     """The mask that is True where a position is outside along some axis, each (B, length)."""
     mask, *others = (outside.view(torch.uint8) for outside in along)  # torch is slow on bools that it broadcasts
     for outside in others:
-        mask = mask[..., None] | outside.view(len(outside), *[1] * (mask.ndim - 1), -1)
+        mask = mask[..., None] | outside.view(len(outside), *[1] * (mask.ndim - 1), outside.shape[1])
     return mask.view(torch.bool)
 
 
@@ -103,7 +104,7 @@ def whole_in_box(lam: Tensor, size: Sequence[int]) -> tuple[Tensor, tuple[Tensor
 def salient_position(x: Tensor) -> Tensor:
     """Return where each sample of `x`, (B, C, *size) with up to three axes, stands out most from its surroundings.
 
-    As shares of the axes' lengths, (k, B) in [0, 1): the largest contrast to the average over surroundings of three
+    As shares of the axes' lengths, (k, B) in [0, 1]: the largest contrast to the average over surroundings of three
     sizes, channels averaged, itself averaged over its neighbours.
     """
     size = x.shape[2:]

@@ -51,8 +51,15 @@ def blend(x: Tensor, partner: Tensor, mask: Tensor, places: Sequence[Tensor] = (
     `x` is (B, ..., *size), `partner` (B,) integers from 0 on, `mask` (B, *size): its positions are the last axes of
     `x`. A bool mask chooses, for any dtype of `x`; a float mask averages, which is a TypeError for integers. `places`
     are for each axis of `size`, (B, length), those positions of the partner which come to the positions of the sample.
+    On the CPU the memory of the last two results of 8 MB and more is kept, once they are no more, for the next;
+    `mixaug.fast.release()` gives it up, as each training does at its end.
     """
     with untyped():
+        if not len(x) == len(partner) == len(mask):
+            raise ValueError(
+                f"a tensor of shape {tuple(x.shape)} came with {len(partner)} partners and a mask of shape "
+                f"{tuple(mask.shape)}, as many samples in each were wanted"
+            )
         if not x.numel():
             return x
         mask = mask.view(len(mask), *[1] * (x.ndim - mask.ndim), *mask.shape[1:])
@@ -132,8 +139,6 @@ class Mix:
     def blend(self, x: Tensor) -> Tensor:
         """Return `x` of shape (B, ...) mixed: position by position where the mask covers it, else averaged by `lam`."""
         with untyped():
-            if len(x) != len(self.partner):
-                raise ValueError(f"a tensor of shape {tuple(x.shape)} came, {len(self.partner)} samples were wanted")
             covered = self.covers(x)
             return blend(x, self.partner, self.mask if covered else self.lam, self.places if covered else ())
 

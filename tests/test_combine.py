@@ -8,8 +8,8 @@ import pytest
 import torch
 from common import BS, METHODS, C, N, cnn, every_method, images, learner, no_hooks, on, slow_loss, slow_mix
 from fastai.callback.schedule import SchedCos, SchedLin, combine_scheds
-from fastai.losses import CrossEntropyLossFlat, MSELossFlat
-from fastai.torch_core import set_seed
+from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat, MSELossFlat
+from fastai.torch_core import TensorImage, TensorMultiCategory, set_seed
 from torch import nn
 
 from mixaug import (
@@ -477,6 +477,22 @@ def test_a_clean_batch_goes_before_the_mixed_one(method):
     assert any(
         not torch.allclose(row["pred"][:8], row["pred"][8:]) for row in learn.spy.batches if len(row["pred"]) == 16
     )
+
+
+@pytest.mark.parametrize("clean", [False, True])
+def test_types_and_attributes_of_inputs_and_targets_stay(clean):
+    x, y = TensorImage(torch.rand(8, 3, 6, 6)), TensorMultiCategory(torch.randint(0, 2, (8, 3)))
+    x.img_size = 6
+    learn = learner(MixUp(clean=clean), loss=BCEWithLogitsLossFlat())  # which makes floats of the targets
+    learn.xb, learn.yb, learn.training = (x,), (y,), True
+    learn("before_fit")
+    learn.training = True
+    learn.mix_up("before_batch")
+    assert isinstance(learn.xb[0], TensorImage)
+    assert learn.xb[0].img_size == 6
+    assert isinstance(learn.yb[0], TensorMultiCategory)
+    assert learn.yb[0].is_floating_point()
+    assert isinstance(learn.mix_up.yb1[0], TensorMultiCategory)
 
 
 def test_clean_with_one_share_for_the_batch():

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -26,7 +27,7 @@ HUGE = (4, 2, 1024, 300)  # more than 8 MB of floats
 
 # The formula
 
-ways = {"as it is": None, "sample by sample": ("_LARGE", 1), "in kept memory": ("_HUGE", 1)}
+ways = {"as it is": (), "sample by sample": ("_LARGE",), "in kept memory": ("_HUGE",), "both": ("_LARGE", "_HUGE")}
 floats = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.complex64]
 layouts = {
     "contiguous": lambda x: x,
@@ -40,8 +41,8 @@ layouts = {
 @pytest.fixture(params=ways)
 def way(request, monkeypatch):
     """Each way of the module, for tensors of any size."""
-    if ways[request.param]:
-        monkeypatch.setattr(fast, *ways[request.param])
+    for size in ways[request.param]:
+        monkeypatch.setattr(fast, size, 1)
 
 
 @pytest.mark.parametrize("layout", layouts)
@@ -106,6 +107,51 @@ def test_gradients_are_those_of_the_formula(mask, partner, n, part, seed):
         out, plain = blend(x, j, m), fast.formula(x, x[j], shaped)
         assert torch.equal(out, plain)
         torch.testing.assert_close(torch.autograd.grad(out, x, grad)[0], torch.autograd.grad(plain, x, grad)[0])
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("mask", gradient_masks)
+def test_results_may_be_changed_in_place(way, mask, grad):
+    torch.manual_seed(0)
+    x, m, w = torch.randn(4, 5, 7, requires_grad=True), gradient_masks[mask](4), torch.ones((), requires_grad=True)
+    partner = sample_partner(4)
+    with torch.set_grad_enabled(grad):
+        out = blend(x, partner, m)
+    assert not out._is_view()
+    expected = out.detach().clone().relu()
+    (nn.functional.relu_(out) * w).sum().backward()
+    assert torch.equal(out.detach(), expected)
+    assert (x.grad is not None) == grad
+    with torch.no_grad():
+        blend(x, partner, m).requires_grad_().detach_().mul_(2)
+
+
+def test_samples_partners_and_masks_are_as_many():
+    x = torch.ones(4, 3, 8, 8)
+    for n, mask in ((2, torch.rand(4)), (4, torch.rand(1)), (4, torch.ones(2, 8, 8) > 0)):
+        with pytest.raises(ValueError, match=r"shape \(4, 3, 8, 8\) came with .* partners .* as many samples"):
+            blend(x, sample_partner(n), mask)
+
+
+@pytest.mark.parametrize("mask", [torch.rand, lambda n: torch.rand(n, 6) < 0.5])
+def test_functions_of_functions_and_recorded_graphs_are_right(way, mask):
+    torch.manual_seed(0)
+    x, several, partner, m = torch.randn(4, 6, requires_grad=True), torch.randn(3, 4, 6), sample_partner(4), mask(4)
+
+    def f(t):
+        return blend(t, partner, m)
+
+    def g(t):
+        return fast.formula(t, t[partner], m.view(4, -1))
+
+    assert torch.equal(torch.func.vmap(f)(several), torch.func.vmap(g)(several))
+    assert torch.equal(*(torch.func.grad(lambda t, h=h: h(t).square().sum())(x) for h in (f, g)))
+    assert torch.equal(*(torch.func.jvp(h, (x,), (several[0],))[1] for h in (f, g)))
+    torch.testing.assert_close(*(torch.autograd.grad(h(x), x, several, is_grads_batched=True)[0] for h in (f, g)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for graph in (make_fx(f)(several[0]), torch.jit.trace(f, several[0])):
+            assert torch.equal(graph(several[1]), g(several[1]))
 
 
 def test_gradients_of_gradients_are_right(monkeypatch):
@@ -205,6 +251,7 @@ def test_memory_moved_to_other_processes_comes_back_and_is_theirs(fresh):
     result.share_memory_()  # which moves it
     mixed(1)
     assert torch.equal(result, expected)
+    assert len(fast._free) == 1
 
 
 def test_kept_memory_is_little_and_given_up_after_training(fresh):

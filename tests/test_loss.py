@@ -319,10 +319,61 @@ layouts = {
         1,
     ),
     # whose positions fastai pairs in an order of its own, wrongly, and so with mixing, too
+    "(B, C, L, K), axis -3": (CrossEntropyLossFlat(axis=-3), (4, 3, 5, 5), 1),
     "(B, C, D, H, W)": (CrossEntropyLossFlat(axis=1), (4, 3, 2, 5, 6), 1),
     "(B, H, W, C), not flat": (BaseLoss(nn.CrossEntropyLoss, axis=1, flatten=False), (4, 3, 3, 3), 1),
     "(B, 1)": (CrossEntropyLossFlat(), (4, 3), None),
 }
+
+
+def test_positions_that_are_ignored_may_have_any_prediction():
+    """As where the class of padding is masked out."""
+    torch.manual_seed(0)
+    pred, y, lam = torch.randn(6, 4, 5), torch.randint(1, 4, (6, 5)), torch.rand(6)
+    pred[:, 0] = -torch.inf
+    y[:, 3:] = -100
+    pred[:, :, 4] = torch.nan
+    y1 = y.roll(1, 0)
+    a, b = (F.cross_entropy(pred, t, reduction="none").nan_to_num().sum(1) for t in (y, y1))
+    expected = (lam * a + (1 - lam) * b).sum() / 18
+    torch.testing.assert_close(mixed_loss(nn.CrossEntropyLoss(), pred, (y,), (y1,), lam), expected)
+
+
+refused = {
+    "two targets": (CrossEntropyLossFlat(), (6, 4), lambda: (torch.zeros(6).long(),) * 2),
+    "booleans": (nn.CrossEntropyLoss(), (6, 4), lambda: (torch.zeros(6) > 0,)),
+    "floats": (nn.CrossEntropyLoss(), (6, 4), lambda: (torch.zeros(6),)),
+    "too many weights": (nn.CrossEntropyLoss(weight=torch.ones(5)), (6, 4), lambda: (torch.zeros(6).long(),)),
+    "an axis that the targets lack": (CrossEntropyLossFlat(axis=1), (6, 4), lambda: (torch.zeros(6).long(),)),
+    "a class that is none": (nn.CrossEntropyLoss(), (6, 4), lambda: (torch.full((6,), 4),)),
+    "a negative class": (nn.CrossEntropyLoss(), (6, 4), lambda: (torch.full((6,), -1),)),
+}
+
+
+@pytest.mark.parametrize("case", refused)
+def test_what_the_users_loss_refuses_is_refused(case):
+    loss, shape, targets = refused[case]
+    pred, lam = torch.randn(shape), torch.rand(6)
+    for call in (partial(loss, pred, *targets()), partial(mixed_loss, loss, pred, targets(), targets(), lam)):
+        with pytest.raises((TypeError, RuntimeError, IndexError)):
+            call()
+
+
+@pytest.mark.parametrize("loss", [nn.MSELoss(), nn.L1Loss(), nn.BCEWithLogitsLoss()])
+@pytest.mark.parametrize("lay", [lambda t: t.to(memory_format=torch.channels_last), lambda t: t.transpose(1, 3)])
+def test_values_of_any_layout(loss, lay):
+    torch.manual_seed(0)
+    pred, y, y1 = torch.rand(3, 4, 3, 8, 8)
+    lam = torch.rand(4)
+    got = mixed_loss(loss, lay(pred), (lay(y),), (lay(y1),), lam)
+    torch.testing.assert_close(got, mixed_loss(loss, pred, (y,), (y1,), lam))
+
+
+def test_an_infinite_loss_stays_infinite():
+    pred, y = torch.full((2, 3), -torch.inf), torch.zeros(2, dtype=torch.long)
+    assert mixed_loss(nn.NLLLoss(), pred, (y,), (y,), torch.tensor([0.3, 0.6])) == torch.inf
+    nothing = torch.empty(0, 2)
+    assert mixed_loss(nn.MSELoss(), nothing, (nothing,), (nothing,), torch.empty(0)).isnan()
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])

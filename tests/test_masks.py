@@ -15,7 +15,7 @@ from mixaug import box_mask, fourier_mask, salient_position, sample_lam, whole_i
 from mixaug.masks import SymmetricBeta, share
 
 
-@pytest.mark.parametrize("alpha", [1e-4, 1e-3, 0.01, 0.1, 0.4, 1, 8, 500])
+@pytest.mark.parametrize("alpha", [1e-44, 1e-35, 1e-4, 1e-3, 0.01, 0.1, 0.4, 1, 8, 500])
 def test_lam_has_the_distribution_asked_for(alpha):
     """By the largest distance of the draws' distribution to Beta's: 1.95 / sqrt(n) is exceeded once in a thousand."""
     torch.manual_seed(0)
@@ -91,6 +91,12 @@ def test_lam_is_the_share_of_positions_kept(size, same):
     expected = [sum(m.flatten().tolist()) / math.prod(size) for m in mask]
     torch.testing.assert_close(share(mask), torch.tensor(expected), rtol=0, atol=1e-7)
     assert same or len(set(expected)) > 5  # a box of its own for every sample
+
+
+def test_masks_of_no_samples():
+    assert box_mask(torch.rand(0), (3, 4)).shape == (0, 3, 4)
+    assert share(box_mask(torch.rand(0), (3, 4))).shape == (0,)
+    assert whole_in_box(torch.rand(0), (3, 4, 5))[0].shape == (0, 3, 4, 5)
 
 
 def test_extreme_shares_cut_nothing_and_everything_around_the_centre():

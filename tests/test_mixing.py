@@ -122,7 +122,7 @@ def test_positions_get_the_mask_and_everything_else_lam():
 
 
 def test_a_tensor_of_another_batch_size_is_refused():
-    with pytest.raises(ValueError, match=r"shape \(3, 2\) came, 2 samples"):
+    with pytest.raises(ValueError, match=r"shape \(3, 2\) came with 2 partners"):
         Mix(torch.tensor([1, 0]), torch.rand(2)).blend(torch.zeros(3, 2))
 
 
