@@ -81,9 +81,10 @@ def fourier_mask(lam: Tensor, size: Sequence[int], decay: float = 3.0) -> Tensor
     frequency = torch.stack(torch.meshgrid(*axes, indexing="ij")).norm(dim=0).clamp(min=1 / max(size))
     noise = torch.randn(len(lam), *size, dtype=torch.complex64, device=lam.device)
     noise = torch.fft.ifftn(noise / (frequency * max(size)) ** decay, dim=tuple(range(1, len(size) + 1))).real
-    rank = noise.flatten(1).argsort(1).argsort(1)
+    order = noise.flatten(1).argsort(1)
     kept = (lam * math.prod(size)).round()[:, None]
-    return (rank >= math.prod(size) - kept).view(len(lam), *size)
+    largest = torch.arange(order.shape[1], device=lam.device) >= order.shape[1] - kept
+    return torch.empty_like(largest).scatter_(1, order, largest).view(len(lam), *size)
 
 
 def whole_in_box(lam: Tensor, size: Sequence[int]) -> tuple[Tensor, tuple[Tensor, ...]]:
