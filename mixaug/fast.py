@@ -90,7 +90,7 @@ def empty_like(x: Tensor) -> Tensor:
     if x.nbytes < _HUGE or not _is_memory(x):
         return torch.empty_like(x)
     block = _take(x.nbytes)
-    lent = block[-block.ctypes.data % 64 :][: x.nbytes]  # torch's own alignment
+    lent = block[:]
     weakref.finalize(lent, _free.append, block).atexit = False
     strides = x.stride() if x.is_contiguous() else torch.empty_like(x, device="meta").stride()
     return torch.from_numpy(lent).view(x.dtype).as_strided(x.shape, strides).detach()  # no view, so free to be changed
@@ -127,7 +127,8 @@ def _take(nbytes: int) -> np.ndarray:
             block = _free.popleft()
         except IndexError:
             break
-        if block.nbytes == nbytes + 64:
+        if block.nbytes == nbytes:
             return block
         _free.append(block)
-    return np.empty(nbytes + 64, np.uint8)
+    block = np.empty(nbytes + 64, np.uint8)
+    return block[-block.ctypes.data % 64 :][:nbytes]  # torch's own alignment

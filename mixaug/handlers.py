@@ -248,7 +248,9 @@ class MixHandler(Callback):
             self.restore()
         elif event_name == "before_batch" and not self._ready and self.training:  # added in the middle of a fit
             self.before_fit()
-        return super().__call__(event_name)
+        # For an event that a callback lacks fastai asks the learner, the model and all of its layers
+        known = hasattr(type(self), event_name) or event_name in vars(self)
+        return super().__call__(event_name) if known else None
 
     def before_fit(self) -> None:
         self._ready = True

@@ -30,7 +30,8 @@ class SymmetricBeta(Beta):
         """
         log = torch._standard_gamma(self._next.expand(2, *sample_shape, *self.alpha.shape)).log_()  # pyright: ignore[reportPrivateImportUsage]
         log.addcdiv_(torch.empty_like(log).exponential_(), self.alpha, value=-1)
-        return log[0] - log[1]
+        one, other = log.unbind()
+        return one - other
 
 
 def sample_lam(distrib: Distribution, n: int, fold: bool = True) -> Tensor:
