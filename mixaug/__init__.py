@@ -17,6 +17,7 @@ from .manifold import ManifoldMixup, OutputMixup, PatchUp, hidden_layers, mixabl
 from .masks import box_mask, fourier_mask, salient_position, sample_lam, whole_in_box
 from .metrics import MixedMetric
 from .mixing import Mix, blend, choose, closeness, sample_partner, sample_partner_by
+from .show import plot_lam
 
 __version__ = "0.1.0"
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "hidden_layers",
     "mixable",
     "mixed_loss",
+    "plot_lam",
     "salient_position",
     "sample_lam",
     "sample_partner",
