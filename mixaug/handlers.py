@@ -127,7 +127,10 @@ class MixHandler(Callback):
     # What a method is
 
     def draw(self, x: Tensor) -> Mix | None:
-        """Draw the mix of a batch whose first input is `x`, on its device; None leaves the batch as it is."""
+        """Draw the mix of a batch whose first input is `x`, on its device; None leaves the batch as it is.
+
+        In here the types of fastai play no part: what is computed from a `TensorImage` is a plain tensor.
+        """
         return None
 
     def mix_features(self) -> None:

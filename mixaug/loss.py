@@ -142,7 +142,6 @@ def _all_own(lam: Tensor) -> bool:
 
 def _class_axis(loss_func: Any, pred: Any, yb: Sequence[Any], lam: Tensor) -> int | None:
     """Where the classes are in `pred`, if the loss is but the cross-entropy, reduced, of that and of class numbers."""
-    weight = _option(loss_func, "weight")
     if (
         _kind(loss_func) not in (nn.CrossEntropyLoss, F.cross_entropy)
         or not is_average(loss_func)
@@ -151,18 +150,20 @@ def _class_axis(loss_func: Any, pred: Any, yb: Sequence[Any], lam: Tensor) -> in
         or len(yb) != 1
         or yb[0].dtype not in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
         or len(lam) != len(pred)
+        or pred.ndim < 2
     ):
         return None
-    axis, usual = 1, pred.ndim > 1
+    axis, weight = 1, _option(loss_func, "weight")
     if isinstance(loss_func, BaseLoss):
         flat: Any = loss_func
         # Elsewhere fastai refuses the targets, or pairs them with the predictions of other positions
-        usual = flat.flatten and flat.is_2d and not flat.floatify and (flat.axis == -1 or (2 < pred.ndim < 5))
-        axis = pred.ndim - 1 if flat.axis == -1 else 1
-        usual = usual and flat.axis in (-1, 1)
-    if not usual or (weight is not None and len(weight) != pred.shape[axis]):
-        return None
-    return axis if yb[0].shape == pred.shape[:axis] + pred.shape[axis + 1 :] else None
+        if not (flat.axis == -1 or (flat.axis == 1 and 2 < pred.ndim < 5)):
+            return None
+        if flat.floatify or not (flat.flatten and flat.is_2d):
+            return None
+        axis = flat.axis % pred.ndim
+    fits = yb[0].shape == pred.shape[:axis] + pred.shape[axis + 1 :]
+    return axis if fits and (weight is None or len(weight) == pred.shape[axis]) else None
 
 
 def _cross_entropy(loss_func: Callable, pred: Tensor, y: Tensor, y1: Tensor, lam: Tensor, axis: int) -> Tensor:
