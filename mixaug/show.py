@@ -106,8 +106,9 @@ def _mixed(cb: MixHandler, xb: tuple, yb: tuple, loss_func: Any) -> tuple[tuple,
     while isinstance(cb, OneOf) and not cb.each:
         (cb,) = random.choices(cb.methods, cb.p)
     cb = deepcopy(cb, {id(o): None if o is keep[0] else o for o in keep})
-    for method in (cb, *getattr(cb, "methods", ())):
-        method._learn, method.clean, method._stream = stage, False, None
+    cb.learn, cb.clean = stage, False
+    for method in (cb, *vars(cb).get("methods", ())):
+        method._stream = None
         if callable(method.alpha):
             method.distrib = SymmetricBeta(torch.tensor(method.alpha(1.0)))
     with untyped():
@@ -117,11 +118,8 @@ def _mixed(cb: MixHandler, xb: tuple, yb: tuple, loss_func: Any) -> tuple[tuple,
             cb.mix_features()
         else:
             stage.xb = map_tensors(lambda t: _beside(t, cb.mix.partners(t)), xb)
-    return (
-        (*xb, *cb._own),
-        (*stage.xb, *(y if cb.cuts(y) else own for y, own in zip(stage.yb, cb._own, strict=True))),
-        cb,
-    )
+    yb = (y if cb.cuts(y) else own for y, own in zip(stage.yb, cb._own, strict=True))
+    return (*xb, *cb._own), (*stage.xb, *yb), cb
 
 
 def _beside(x: Tensor, other: Tensor) -> Tensor:

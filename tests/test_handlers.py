@@ -496,3 +496,10 @@ def test_a_model_in_eval_mode_is_said_to_be_so():
     learn.add_cb(on("before_batch", lambda learn: learn.model.eval()))
     with pytest.raises(RuntimeError, match="the model is in eval mode"):
         learn.fit(1)
+
+
+def test_a_handler_that_is_set_on_the_callback_itself_is_called():
+    cb, called = MixUp(), []
+    cb.after_step = lambda: called.append(1)
+    learner(cb).fit(1)
+    assert len(called) == 3

@@ -166,10 +166,13 @@ def test_the_whole_of_the_partner_is_in_the_box(size, lam, seed):
     assert [p.shape for p in places] == [(len(lam), length) for length in size]
     for i, keep in enumerate(lam):
         cut = (~masks[i]).nonzero()
-        sides = [round(length * float((1 - torch.tensor(keep)) ** (1 / len(size)))) for length in size]
-        assert len(cut) == math.prod(sides)  # never cropped
+        full = [length * float((1 - torch.tensor(keep)) ** (1 / len(size))) for length in size]
         if len(cut) == 0:
+            assert min(full) <= 0.5 + 1e-5
             continue
+        sides = (cut.max(0).values - cut.min(0).values + 1).tolist()
+        assert len(cut) == math.prod(sides)
+        assert all(abs(side - wanted) <= 0.5 + 1e-5 for side, wanted in zip(sides, full, strict=True))  # never cropped
         for axis, (side, length) in enumerate(zip(sides, size, strict=True)):
             first, last = cut[:, axis].min().item(), cut[:, axis].max().item()
             assert last - first + 1 == side

@@ -61,6 +61,7 @@ def test_images_are_shown_with_the_shares_of_their_labels(target, method):
     assert len(axes) == 4
     for ax in axes:
         assert re.match(title, ax.get_title()), ax.get_title()
+        assert sum(map(float, re.findall(r"([01]\.\d\d)(?: |$)", ax.get_title()))) == pytest.approx(1, abs=0.011)
         width = ax.images[0].get_array().shape[1]
         assert width == (16 if method is ManifoldMixup else 8)
 
@@ -77,6 +78,15 @@ def test_what_is_shown_is_the_mix_of_the_batch(method):
     else:
         assert torch.equal(mixed[0], torch.cat([x, x[cb.mix.partner]], -1))
     assert (cb.lam < 1).any()
+
+
+def test_maps_are_shown_as_they_are_cut():
+    x, y = images(n=8), torch.randint(0, 3, (8, 5, 6))
+    _, mixed, cb = _mixed(CutMix(), (x,), (y,), CrossEntropyLossFlat(axis=1))
+    assert torch.equal(mixed[1], cb.mix.blend(y))
+    assert not torch.equal(mixed[1], y)
+    _, mixed, _ = _mixed(MixUp(), (x,), (y,), CrossEntropyLossFlat(axis=1))
+    assert torch.equal(mixed[1], y)
 
 
 def test_a_learner_is_as_it_was():
