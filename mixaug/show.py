@@ -118,8 +118,8 @@ def _mixed(cb: MixHandler, xb: tuple, yb: tuple, loss_func: Any) -> tuple[tuple,
             cb.mix_features()
         else:
             stage.xb = map_tensors(lambda t: _beside(t, cb.mix.partners(t)), xb)
-    yb = (y if cb.cuts(y) else own for y, own in zip(stage.yb, cb._own, strict=True))
-    return (*xb, *cb._own), (*stage.xb, *yb), cb
+    shown = (y if cb.cuts(y) else own for y, own in zip(stage.yb, cb._own, strict=True))
+    return (*xb, *cb._own), (*stage.xb, *shown), cb
 
 
 def _beside(x: Tensor, other: Tensor) -> Tensor:
