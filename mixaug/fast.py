@@ -38,7 +38,7 @@ def _mix(x: Tensor, partner: Tensor, mask: Tensor) -> Tensor:
     chooses, out = mask.dtype == torch.bool, empty_like(x)
     # On an accelerator a loop, or a number brought here, would wait for the device
     one_by_one = x.nbytes >= _LARGE * len(mask) and _is_memory(x)
-    if chooses and x.is_contiguous() and _is_memory(x) and not (x.is_complex() or x.is_neg()):
+    if chooses and x.is_contiguous() and _is_memory(x) and not x.is_complex():
         return _choose(x, partner, mask, out, one_by_one)
     if one_by_one and not chooses:
         for i, j in enumerate(partner.tolist()):
