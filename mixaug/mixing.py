@@ -138,9 +138,8 @@ class Mix:
 
     def blend(self, x: Tensor) -> Tensor:
         """Return `x` of shape (B, ...) mixed: position by position where the mask covers it, else averaged by `lam`."""
-        with untyped():
-            covered = self.covers(x)
-            return blend(x, self.partner, self.mask if covered else self.lam, self.places if covered else ())
+        covered = self.covers(x)
+        return blend(x, self.partner, self.mask if covered else self.lam, self.places if covered else ())
 
     def partners(self, x: Tensor) -> Tensor:
         """Return `x` of shape (B, ...) with each sample's partner in its place."""

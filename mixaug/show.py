@@ -164,7 +164,10 @@ def _axes(n: int, nrows: int | None, ncols: int | None, figsize: Any) -> list:
 
     nrows = nrows or math.ceil(n / (ncols or math.ceil(math.sqrt(n))))
     ncols = ncols or math.ceil(n / nrows)
-    return list(plt.subplots(nrows, ncols, figsize=figsize, layout="constrained", squeeze=False)[1].flat)[:n]
+    axes = list(plt.subplots(nrows, ncols, figsize=figsize, layout="constrained", squeeze=False)[1].flat)
+    for spare in axes[n:]:
+        spare.remove()
+    return axes[:n]
 
 
 def _table(own: Any, other: Any, lam: Tensor) -> Any:

@@ -193,19 +193,10 @@ def mixing(rounds):
 def fixed(rounds):
     """What a batch costs that is hardly any."""
     x, y = TensorImage(torch.rand(64, 1, 8, 8)), TensorCategory(torch.randint(0, CLASSES, (64,)))
-    whole = (
-        "before_batch",
-        "after_pred",
-        "after_loss",
-        "before_backward",
-        "after_backward",
-        "before_step",
-        "after_step",
-    )
     rows = []
     for title, names, goals in (
         ("before_batch", ("before_batch",), [("mixaug", "fastai", 120 / 525)]),
-        ("all events of a batch", (*whole, "after_batch"), []),
+        ("all events of a batch", (*EVENTS, "after_batch"), []),
     ):
         contenders = {"fastai": events(FastaiMixUp(), x, y, names), "mixaug": events(MixUp(), x, y, names)}
         rows.append(row(title, contenders, goals, rounds))
@@ -318,7 +309,6 @@ def cnn():
 
 def step(rounds):
     """A whole training step, with the optimizer's."""
-
     x, y = TensorImage(torch.rand(64, 1, 28, 28)), TensorCategory(torch.randint(0, CLASSES, (64,)))
     contenders = {}
     for name, cb in {"not mixed": None, "mixaug": MixUp(), "mixaug CutMix": CutMix(), "fastai": FastaiMixUp()}.items():

@@ -119,6 +119,7 @@ def test_signals_are_lines():
     axes = CutMix().show_batch(dls, max_n=3, nrows=1, figsize=(9, 2))
     assert len(axes) == 3
     assert axes[0].figure.get_size_inches().tolist() == [9, 2]
+    assert len(CutMix().show_batch(dls, max_n=3)[0].figure.axes) == 3  # of two by two
     assert all(len(ax.lines) == 2 and " + " in ax.get_title() for ax in axes)
 
 
