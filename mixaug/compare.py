@@ -1,22 +1,26 @@
 """`mixaug compare`: train the same model with and without each mixing method, and tell which of them help.
 
 Whatever could differ besides the method is the same for all methods of a seed: the model's first weights, the order of
-the batches, the wrong labels. So a method is compared to plain training seed by seed.
+the batches, the wrong labels. So a method is compared to plain training seed by seed. Each finished run is kept in a
+file, from where another call with the same settings takes it instead of training again.
 """
 
+import hashlib
 import inspect
+import json
 import math
+import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import product
 from pathlib import Path
 from typing import Any, NoReturn
 
-import fastai.callback.schedule  # noqa: F401  (patches Learner)
+import fastai
+import fastai.callback.schedule  # patches Learner
 import numpy as np
 import torch
 from fastai.callback.core import Callback
@@ -25,7 +29,7 @@ from fastai.data.transforms import get_image_files
 from fastai.layers import ConvLayer
 from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
-from fastai.metrics import AccumMetric, accuracy
+from fastai.metrics import AccumMetric
 from fastai.torch_core import TensorCategory, TensorImage, default_device, set_seed
 from fastcore.basics import chunked
 from fastcore.script import anno_parser
@@ -35,6 +39,7 @@ from scipy.stats import t as student
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
+from . import __version__
 from .combine import OneOf
 from .handlers import CutMix, FMix, MixHandler, MixUp, ResizeMix, SaliencyMix
 from .manifold import ManifoldMixup, OutputMixup, PatchUp
@@ -76,7 +81,10 @@ class Data:
 
 @dataclass(frozen=True)
 class Run:
-    """One training: validation accuracy after each epoch, loss and ECE after the last, median seconds of an epoch."""
+    """One training: validation accuracy after each epoch, loss and ECE after the last, median seconds of an epoch.
+
+    Loss and ECE are nan where training came to no finite number.
+    """
 
     accuracy: list[float]
     loss: float
@@ -84,8 +92,24 @@ class Run:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Summary:
+    """A measure over a method's seeds: mean, standard deviation, and its change from `none` as by `paired_interval`."""
+
+    mean: float
+    deviation: float
+    change: float
+    half_width: float
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether the interval of the change leaves out 0."""
+        return abs(self.change) > self.half_width
+
+
 Methods = dict[str, Callable[[], MixHandler] | None]  # by label, what makes the callback
-Results = dict[str, dict[int, Run]]  # by label, then by seed
+Job = tuple[str, int]  # label and seed of one training
+Results = dict[str, dict[int, Run]]  # by label, then by seed; each seed is one of none's, too
 MEASURES: dict[str, tuple[Callable[[Run], float], int]] = {  # with the decimals to show
     "accuracy %": (lambda run: 100 * run.accuracy[-1], 1),
     "valid loss": (lambda run: run.loss, 3),
@@ -161,6 +185,15 @@ def noisy(y: Tensor, share: float, n_classes: int, seed: int) -> Tensor:
     return y.index_put((wrong,), (y[wrong] + shift) % n_classes)
 
 
+def fingerprint(data: Data) -> str:
+    """Return sixteen digits that differ where a tensor or the classes do."""
+    digest = hashlib.sha256(repr(data.classes).encode())
+    for t in (*data.train, *data.valid):
+        digest.update(f"{t.dtype} {tuple(t.shape)}".encode())
+        digest.update(t.contiguous().numpy().data)
+    return digest.hexdigest()[:16]
+
+
 def floats(x: Tensor) -> Tensor:
     """Return images as floats in [0, 1]."""
     return x / 255 if x.dtype == torch.uint8 else x
@@ -186,6 +219,8 @@ def learner(data: Data, seed: int, noise: float, bs: int, arch: str, pretrained:
     train_dl = Batches(train_ds, bs=min(bs, len(y)), shuffle=True, drop_last=True, num_workers=0)
     valid_dl = Batches(TensorDataset(*data.valid), bs=bs, num_workers=0)
     dls = DataLoaders(train_dl, valid_dl, device=default_device())
+    # accuracy is counted, as fastai's own is rounded to single precision: equal differences would differ a little
+    accuracy = AccumMetric(lambda pred, target: (pred.argmax(1) == target).sum().item() / len(target), flatten=False)
     calibration = AccumMetric(lambda pred, target: ece(pred.softmax(1), target), flatten=False)
     loss_func, metrics = CrossEntropyLossFlat(), [accuracy, calibration]
     if arch == "cnn":
@@ -240,57 +275,185 @@ def train(learn: Learner, clock: Clock, epochs: int, lr: float) -> Run:
     with learn.no_bar(), learn.no_logging():
         (learn.fine_tune if getattr(learn, "pretrained", False) else learn.fit_one_cycle)(epochs, lr)
     _, losses, accuracies, eces = zip(*learn.recorder.values, strict=True)
-    return Run(list(accuracies), losses[-1], eces[-1], float(np.median(clock.seconds)))
+    loss = losses[-1] if math.isfinite(losses[-1]) else math.nan
+    return Run(list(accuracies), loss, eces[-1], float(np.median(clock.seconds)))
+
+
+# Finished runs
+
+
+class RunsFile:
+    """Finished runs, one line of JSON each; `done` are those with these settings.
+
+    Lines are only ever added, so that runs with other settings stay.
+    """
+
+    START = b'{"settings": '
+
+    def __init__(self, path: str, settings: dict[str, Any]):
+        self.path, self.settings = path, settings
+        self.done: dict[Job, Run] = {}
+        try:
+            with open(path, "a+b") as file:
+                file.seek(0)
+                lines = file.read().splitlines(keepends=True)
+                for at, line in enumerate(lines, 1):
+                    self.read(at, line)
+                if lines and not lines[-1].endswith(b"\n"):
+                    file.write(b"\n")  # the end of a line that a crash cut off
+        except OSError as error:
+            raise BadInputError(f"runs cannot be kept in {path!r} ({error.strerror}): name another file") from None
+
+    def read(self, at: int, line: bytes) -> None:
+        """Take over the run in line number `at`, unless it has other settings or was cut off."""
+        try:
+            entry = json.loads(line)
+            job = entry["method"], entry["seed"]
+            fields: Any = {name: math.nan if value is None else value for name, value in entry["run"].items()}
+            if entry["settings"] == self.settings:
+                self.done[job] = Run(**fields)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            start = line.strip()[: len(self.START)]
+            if not (isinstance(error, ValueError) and self.START.startswith(start)):
+                message = f"line {at} of {self.path!r} is no run of this command: name another file for the runs"
+                raise BadInputError(message) from None
+
+    def add(self, job: Job, run: Run) -> None:
+        """Keep a finished run."""
+        self.done[job] = run
+        label, seed = job
+        entry = {"settings": self.settings, "method": label, "seed": seed, "run": asdict(run)}
+        with open(self.path, "a") as file:
+            file.write(to_json(entry) + "\n")
+
+
+def to_json(value: Any) -> str:
+    """Return one line of JSON, with null for nan."""
+
+    def nulls(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: nulls(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [nulls(item) for item in value]
+        return None if isinstance(value, float) and math.isnan(value) else value
+
+    return json.dumps(nulls(value), allow_nan=False)
 
 
 # Results
 
 
-def paired(a: list[float], b: list[float]) -> tuple[float, float]:
-    """Return the mean of a - b and half of its 95 % interval (Student's t), which is nan for a single pair."""
-    d = np.subtract(a, b)
-    half = student.ppf(0.975, len(d) - 1) * d.std(ddof=1) / len(d) ** 0.5 if len(d) > 1 else math.nan
-    return float(d.mean()), float(half)
+def paired_interval(differences: Sequence[float], comparisons: int = 1) -> tuple[float, float]:
+    """Return the mean of paired differences and half of its 95 % interval (Student's t).
+
+    With `comparisons` the interval is Bonferroni's: all of so many hold together in 95 %. Half of it is nan where the
+    differences give none: a single one, or all equal.
+    """
+    d = np.asarray(differences, dtype=float)
+    if not d.size or comparisons < 1:
+        raise ValueError(f"a difference and a comparison at least were wanted, {d.size} and {comparisons} came")
+    mean = float(d.mean())
+    if len(d) == 1 or np.ptp(d) <= 1e-9 * np.abs(d).max():  # but for rounding
+        return mean, math.nan
+    return mean, float(student.isf(0.025 / comparisons, len(d) - 1) * d.std(ddof=1) / len(d) ** 0.5)
 
 
-def change(a: list[float], b: list[float], decimals: int) -> str:
-    """Return "a - b ± half of its interval", with a star where that leaves out 0."""
-    mean, half = paired(a, b)
-    bounds = "" if math.isnan(half) else f" ± {half:.{decimals}f}"
-    return f"{mean:+.{decimals}f}{bounds}{' *' if abs(mean) > half else ''}"
+def summarize(results: Results) -> dict[str, dict[str, Summary]]:
+    """Return what the seeds give by label and measure, all changes of a measure corrected for their number."""
+    none, summaries = results["none"], {}
+    for label, runs in results.items():
+        for name, (measure, _) in MEASURES.items():
+            values = [measure(run) for run in runs.values()]
+            differences = [measure(run) - measure(none[seed]) for seed, run in runs.items()]
+            change = paired_interval(differences, max(1, len(results) - 1))
+            summaries.setdefault(label, {})[name] = Summary(float(np.mean(values)), deviation(values), *change)
+    return summaries
+
+
+def deviation(values: list[float]) -> float:
+    """Return the standard deviation, nan of a single value."""
+    return float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
+
+
+def change(summary: Summary, decimals: int) -> str:
+    """Return "change ± half of its interval", as far as there is one."""
+    bounds = "" if math.isnan(summary.half_width) else f" ± {summary.half_width:.{decimals}f}"
+    return f"{summary.change:+.{decimals}f}{bounds}"
 
 
 def spread(values: list[float], decimals: int) -> str:
     """Return "mean ± standard deviation"; the mean alone of a single value."""
-    deviation = f" ± {np.std(values, ddof=1):.{decimals}f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.{decimals}f}{deviation}"
+    bounds = f" ± {deviation(values):.{decimals}f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.{decimals}f}{bounds}"
+
+
+def statement(label: str, seeds: int, summary: dict[str, Summary]) -> str:
+    """Return in words how a method compares to `none`: no more than the intervals carry."""
+    accuracy, ece = summary["accuracy %"], summary["ECE %"]
+    points = f"{change(accuracy, 1)} points"
+    if seeds == 1:
+        words = f"{label}: {points} with one seed, which carries no claim"
+    elif math.isnan(accuracy.change):
+        words = f"{label}: no claim, as not every run has a number"
+    elif math.isnan(accuracy.half_width):
+        words = f"{label}: {points} with each of {seeds} seeds, no claim: equal differences give no interval"
+    elif accuracy.excludes_zero:
+        words = f"{label} is {'better' if accuracy.change > 0 else 'worse'} than none: {points} over {seeds} seeds"
+    else:
+        words = f"{label}: no difference to none that {seeds} seeds show: {points}"
+    if ece.excludes_zero:
+        words += f". Its calibration error is {'higher' if ece.change > 0 else 'lower'}: {change(ece, 1)} points"
+    return words
+
+
+def statements(results: Results) -> dict[str, str]:
+    """Return for each method but `none` what can be said of it."""
+    summaries = summarize(results)
+    return {label: statement(label, len(results[label]), summaries[label]) for label in results if label != "none"}
 
 
 def table(results: Results) -> str:
     """Return one line for each method, and what its seeds differ by from those of `none`."""
     columns = [column for name in MEASURES for column in (name, "change")]
-    rows = [["method", "seeds", *columns, "time x"]]
+    rows, summaries = [["method", "seeds", *columns, "time x"]], summarize(results)
     for label, runs in results.items():
-        pairs = [(runs[seed], results["none"][seed]) for seed in runs]
         row = [label, str(len(runs))]
-        for measure, decimals in MEASURES.values():
-            own, plain = [measure(a) for a, _ in pairs], [measure(b) for _, b in pairs]
-            row += [spread(own, decimals), "" if label == "none" else change(own, plain, decimals)]
-        rows.append([*row, spread([a.seconds / b.seconds for a, b in pairs], 2)])
+        for name, (measure, decimals) in MEASURES.items():
+            summary = summaries[label][name]
+            shown = f"{change(summary, decimals)}{' *' if summary.excludes_zero else ''}"
+            row += [spread([measure(run) for run in runs.values()], decimals), "" if label == "none" else shown]
+        rows.append([*row, spread([run.seconds / results["none"][seed].seconds for seed, run in runs.items()], 2)])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
 def report(results: Results, wrong: float) -> str:
-    """Return the table with what its signs mean."""
+    """Return the table, what it says in words, and what its signs mean."""
     best = spread([100 * max(run.accuracy) for run in results["none"].values()], 1)
     early = f"\nnone at its best epoch, the most that early stopping could give: accuracy {best} %\n"
-    return f"""{table(results)}
-{early if wrong else ""}
+    words, n = "".join(f"{line}\n" for line in statements(results).values()), len(results) - 1
+    corrected = f", Bonferroni for {n} comparisons" if n > 1 else ""
+    return f"""change: difference to none, seed by seed, ± half of its 95 % interval (paired t{corrected})
+
+{table(results)}
+
+{words}{early if wrong else ""}
 Mean ± standard deviation over the seeds. ECE: calibration error, 15 bins. time x: that of an epoch and its validation,
-as a multiple of none's. change: difference to none, seed by seed, ± half of its 95 % interval (paired t); * where the
-interval leaves out 0, which chance alone does in 1 of 20. The seeds differ in first weights, order of the batches and
-wrong labels; the split stays the same, so what other validation images would change is not in these numbers."""
+as a multiple of none's. * where the interval of a change leaves out 0: if no method changed anything, chance alone
+would put a star into a column of 1 in 20 such tables. The sentences rest on the same intervals. The seeds differ in
+first weights, order of the batches and wrong labels; the split stays the same, so what other validation images would
+change is not in these numbers."""
+
+
+def as_json(settings: dict[str, Any], results: Results) -> str:
+    """Return settings, how intervals are made, and each method's runs, measures and statement, as one line of JSON."""
+    words, methods = statements(results) if results else {}, {}
+    for label, summary in (summarize(results) if results else {}).items():
+        runs = [{"seed": seed, **asdict(run)} for seed, run in results[label].items()]
+        measures = {name: asdict(measure) for name, measure in summary.items()}
+        methods[label] = {"runs": runs, **measures, "statement": words.get(label)}
+    interval = {"confidence": 0.95, "comparisons": max(0, len(results) - 1)}
+    return to_json({"settings": settings, "interval": interval, "methods": methods})
 
 
 def tiles(data: Data, cb: MixHandler | None) -> list[tuple[Tensor, str]]:
@@ -341,9 +504,8 @@ def figure(data: Data, methods: Methods, results: Results) -> Figure:
             charts.setdefault(name, ax)
             values, plain = [measure(run) for run in runs], [measure(run) for run in results["none"].values()]
             if values:
-                deviation = np.std(values, ddof=1) if len(values) > 1 else None
                 ax.plot(values, [-0.35] * len(values), "o", color="0.55", markersize=4, alpha=0.7)
-                ax.errorbar(np.mean(values), 0.15, xerr=deviation, fmt="o", capsize=5, color="C0")
+                ax.errorbar(np.mean(values), 0.15, xerr=deviation(values), fmt="o", capsize=5, color="C0")
             ax.axvline(float(np.mean(plain)), color="0.4", ls=":")
             ax.set(ylim=(-1, 1), yticks=[], title="" if row else name)
             ax.tick_params(labelbottom=row == n - 1)
@@ -356,7 +518,7 @@ def figure(data: Data, methods: Methods, results: Results) -> Figure:
 
 
 def parse_methods(text: str, alpha: float | None) -> Methods:
-    """Return the methods by label ("mixup:0.4"); `none` comes first, asked for or not."""
+    """Return the methods by label ("mixup:0.4"), each once; `none` comes first, asked for or not."""
     methods: Methods = {"none": None}
     for entry in map(str.strip, text.split(",")):
         name, colon, own = entry.partition(":")
@@ -369,7 +531,7 @@ def parse_methods(text: str, alpha: float | None) -> Methods:
         try:
             value = float(own) if colon else default
             make(value)
-            methods[f"{name}:{value:g}"] = partial(make, value)
+            methods[f"{name}:{str(value).removesuffix('.0')}"] = partial(make, value)
         except ValueError as error:
             raise BadInputError(f"{entry}: {error}") from None
     return methods
@@ -388,7 +550,7 @@ def first_line(error: BaseException) -> str:
 
 
 def compare(
-    methods: str = "auto",  # Comma-separated, with alpha or without: none,mixup:8,cutmix,manifold_mixup; all: every one
+    methods: str = "auto",  # Comma-separated, with alphas or without: none,mixup:0.2,mixup:1,cutmix; all: every one
     alpha: str = "auto",  # Alpha of the methods named without one; auto: each method's default
     data: str = "digits",  # Folder with a folder of images for each class, or with train/ and valid/ of such folders
     arch: str = "auto",  # cnn (a small one), or a model of torchvision or timm; auto: cnn for digits, else resnet18
@@ -400,11 +562,14 @@ def compare(
     bs: int = 128,  # Batch size
     lr: float = 5e-3,  # Highest learning rate of the one-cycle schedule
     out: str = "compare.png",  # Picture to write: mixed samples and results
+    runs: str = "compare.jsonl",  # File of finished runs, which are not trained again; "": none
+    json: bool = False,  # Print settings, runs and results as JSON instead of the table
 ) -> int:
-    """Train a model without mixing and with each method, print a table, draw mixed samples and results.
+    """Train a model without mixing and with each method, print a table and what it shows, draw samples and results.
 
     Without options: handwritten digits, 40 % of the training labels wrong, about three minutes on two cores. Images are
-    not augmented otherwise. Exit code 1: a run failed; 130: interrupted (what was computed is shown); 2: bad input.
+    not augmented otherwise. Exit code 1: a run failed; 130: interrupted; 2: bad input. After 1 and 130 finished
+    runs are shown, and the same command goes on where it stopped.
     """
     demo = data == "digits"
     wrong = number("noise", noise, auto=0.4 if demo else 0)
@@ -414,6 +579,8 @@ def compare(
             raise BadInputError(f"{name} came as {value:g}, a number from {low:g} to {high:g} was wanted")
     if Path(out).is_dir() or not Path(out).absolute().parent.is_dir():
         raise BadInputError(f"out came as {out!r}, a file in a folder that exists was wanted")
+    if Path(out).absolute() == Path(runs).absolute():
+        raise BadInputError(f"out and runs came both as {out!r}, two files were wanted")
     arch = arch if arch != "auto" else "cnn" if demo else "resnet18"
     if pretrained and arch == "cnn":
         raise BadInputError("there are no pretrained weights for cnn: name another arch")
@@ -428,38 +595,63 @@ def compare(
             learn.model.to(learn.dls.device).eval()(learn.dls.one_batch()[0])
     except Exception as error:  # anything may be wrong with a name or with an architecture for the size
         raise BadInputError(f"arch {arch!r} cannot be used for images of {shape}: {first_line(error)}") from None
-    replaced = f", {wrong:.0%} of the labels replaced by another class, each as likely as the next" if wrong else ""
-    print(f"{data}: {len(images.train[1])} training images of {shape}{replaced};")
-    print(f"{len(images.valid[1])} validation images, {len(images.classes)} classes; {arch}; epochs: {epochs}\n")
-    results, code = run(chosen, new_learner, seeds, epochs, lr)
-    if results:
+    versions = {"mixaug": __version__, "torch": str(torch.__version__), "fastai": fastai.__version__}
+    settings = {
+        "epochs": epochs, "noise": wrong, "bs": bs, "lr": lr, "arch": arch, "pretrained": pretrained,
+        "shape": list(shape), "fingerprint": fingerprint(images), "device": default_device().type, **versions,
+    }  # fmt: skip
+    kept = RunsFile(runs or os.devnull, settings)
+    jobs = [(label, seed) for seed in range(seeds) for label in chosen]
+    todo = [job for job in jobs if job not in kept.done]
+    if len(todo) < len(jobs):
+        print(f"mixaug compare: {len(jobs) - len(todo)} of {len(jobs)} runs taken from {runs}", file=sys.stderr)
+    if not json:
+        replaced = f", {wrong:.0%} of the labels replaced by another class, each as likely as the next" if wrong else ""
+        print(f"{data}: {len(images.train[1])} training images of {shape}{replaced};")
+        print(f"{len(images.valid[1])} validation images, {len(images.classes)} classes; {arch}; epochs: {epochs}\n")
+    code = run(todo, chosen, new_learner, epochs, lr, kept)
+    if code and runs:
+        print("mixaug compare: the same command goes on where this one stopped", file=sys.stderr)
+    results = by_method(kept.done, jobs)
+    if json:
+        print(as_json({"data": data, **settings}, results))
+    elif results:
         print(report(results, wrong))
+    if results:
         figure(images, chosen, results).savefig(out, format="png")
-        print(f"\nwrote {out}")
+        print("" if json else f"\nwrote {out}\n", end="")
     return code
 
 
 def run(
-    methods: Methods, new_learner: Callable[[int], Learner], seeds: int, epochs: int, lr: float
-) -> tuple[Results, int]:
-    """Train each method with each seed; return the results, as far as they go, and the exit code."""
-    results: Results = {}
-    clock, terminal = Clock(seeds * len(methods)), sys.stderr.isatty()
-    for seed, label in product(range(seeds), methods):
+    jobs: list[Job], methods: Methods, new_learner: Callable[[int], Learner], epochs: int, lr: float, kept: RunsFile
+) -> int:
+    """Train each method and seed of `jobs` and keep what comes of it; return the exit code."""
+    clock, terminal = Clock(len(jobs)), sys.stderr.isatty() and bool(jobs)
+    for label, seed in jobs:
         clock.label, make = f"{label}, seed {seed}", methods[label]
         try:
             learn = new_learner(seed)
             learn.add_cbs([make()] if make else [])
-            results.setdefault(label, {})[seed] = train(learn, clock, epochs, lr)
+            kept.add((label, seed), train(learn, clock, epochs, lr))
         except (Exception, KeyboardInterrupt) as error:
             interrupted = isinstance(error, KeyboardInterrupt)
             reason = "interrupted" if interrupted else f"failed, {first_line(error)},"
             line = f"mixaug compare: {reason} in run {clock.done + 1} of {clock.runs} ({clock.label})"
             print(f"{chr(10) * terminal}{line}", file=sys.stderr)
-            return results, 130 if interrupted else 1
+            return 130 if interrupted else 1
         clock.done += 1
     print("\n" * terminal, end="", file=sys.stderr)
-    return results, 0
+    return 0
+
+
+def by_method(done: dict[Job, Run], jobs: list[Job]) -> Results:
+    """Return the finished ones of `jobs` by label and seed, in their order, as far as `none` has the seed, too."""
+    results: Results = {}
+    for label, seed in jobs:
+        if (label, seed) in done and ("none", seed) in done:
+            results.setdefault(label, {})[seed] = done[label, seed]
+    return results
 
 
 def main(argv: list[str]) -> int:
