@@ -360,7 +360,7 @@ def paired_interval(differences: Sequence[float], comparisons: int = 1) -> tuple
 
 def summarize(results: Results) -> dict[str, dict[str, Summary]]:
     """Return what the seeds give by label and measure, all changes of a measure corrected for their number."""
-    none, summaries = results["none"], {}
+    none, summaries = results.get("none", {}), {}
     for label, runs in results.items():
         for name, (measure, _) in MEASURES.items():
             values = [measure(run) for run in runs.values()]
@@ -440,15 +440,15 @@ def report(results: Results, wrong: float) -> str:
 {words}{early if wrong else ""}
 Mean ± standard deviation over the seeds. ECE: calibration error, 15 bins. time x: that of an epoch and its validation,
 as a multiple of none's. * where the interval of a change leaves out 0: if no method changed anything, chance alone
-would put a star into a column of 1 in 20 such tables. The sentences rest on the same intervals. The seeds differ in
-first weights, order of the batches and wrong labels; the split stays the same, so what other validation images would
-change is not in these numbers."""
+would put a star into a column of at most 1 in 20 such tables. The sentences rest on the same intervals. The seeds
+differ in first weights, order of the batches and wrong labels; the split stays the same, so what other validation
+images would change is not in these numbers."""
 
 
 def as_json(settings: dict[str, Any], results: Results) -> str:
     """Return settings, how intervals are made, and each method's runs, measures and statement, as one line of JSON."""
-    words, methods = statements(results) if results else {}, {}
-    for label, summary in (summarize(results) if results else {}).items():
+    words, methods = statements(results), {}
+    for label, summary in summarize(results).items():
         runs = [{"seed": seed, **asdict(run)} for seed, run in results[label].items()]
         measures = {name: asdict(measure) for name, measure in summary.items()}
         methods[label] = {"runs": runs, **measures, "statement": words.get(label)}
@@ -568,8 +568,8 @@ def compare(
     """Train a model without mixing and with each method, print a table and what it shows, draw samples and results.
 
     Without options: handwritten digits, 40 % of the training labels wrong, about three minutes on two cores. Images are
-    not augmented otherwise. Exit code 1: a run failed; 130: interrupted; 2: bad input. After 1 and 130 finished
-    runs are shown, and the same command goes on where it stopped.
+    not augmented otherwise. Exit code 1: a run failed; 130: interrupted; 2: bad input. After 1 and 130 the
+    finished runs are shown, and the same command goes on where it stopped.
     """
     demo = data == "digits"
     wrong = number("noise", noise, auto=0.4 if demo else 0)
