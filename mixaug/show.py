@@ -62,7 +62,7 @@ def show_batch(
     """Show samples of a training batch as this method mixes them, with the shares of their labels, as `dls` shows them.
 
     Neither `dls` nor the callback is changed; `prob`, `start` and `stop` play no part. Images that are mixed behind the
-    input are shown beside their partners. Returns the axes, or a frame of rows for tables.
+    input are shown beside their partners, and texts with them. Returns the axes, or a frame of rows for tables.
     """
     dl, loss_func = dls.train, loss_func or getattr(dls, "loss_func", CrossEntropyLossFlat())
     batch = dl.one_batch()
@@ -78,8 +78,9 @@ def show_batch(
         layout = {name: kwargs.pop(name, None) for name in ("nrows", "ncols", "figsize")}
         kwargs.setdefault("ctxs", _axes(len(shown), **layout))
     items = [
-        (*map(_Signal.of, item[:n]), *(_label(lam, *ys) for ys in zip(item[n:], a[n:], b[n:], strict=True)))
-        for lam, item, a, b in zip(share, shown, both[0][2], both[1][2], strict=True)
+        (*(_part(*xs) for xs in parts[:n]), *(_label(lam, *ys) for ys in parts[n:]))
+        for lam, *item in zip(share, shown, both[0][2], both[1][2], strict=True)
+        for parts in [list(zip(*item, strict=True))]
     ]
     show: Any = fastai_show_batch
     ctxs = show(x, y, L(items), max_n=max_n, **kwargs)
@@ -143,15 +144,18 @@ def _words(label: Any) -> str:
     return ";".join(map(_words, label)) or "nothing" if isinstance(label, (list, tuple, L)) else str(label)
 
 
+def _part(shown: Any, own: Any, other: Any) -> Any:
+    """What is shown of an input: a text with its partner's, a signal as lines, anything else as it is."""
+    if isinstance(own, TitledStr):
+        return TitledStr(" + ".join(text.truncate(75) for text in (own, other)))  # fastai shows 150 words
+    return shown if hasattr(shown, "show") else _Signal(shown)
+
+
 class _Signal:
     """Tensors of which fastai knows no picture, (C, L): a line for each channel."""
 
     def __init__(self, values: Tensor):
         self.values = values
-
-    @classmethod
-    def of(cls, part: Any) -> Any:
-        return part if hasattr(part, "show") else cls(part)
 
     def show(self, ctx: Any, **kwargs: Any) -> Any:
         ctx.plot(self.values.reshape(-1, self.values.shape[-1]).T)

@@ -10,9 +10,12 @@ import torch
 from common import EVERY, cnn, images, learner, no_hooks
 from fastai.data.block import CategoryBlock, DataBlock, MultiCategoryBlock, RegressionBlock
 from fastai.data.core import DataLoaders
+from fastai.data.transforms import ColReader
 from fastai.losses import CrossEntropyLossFlat
 from fastai.tabular.core import Categorify
 from fastai.tabular.data import TabularDataLoaders
+from fastai.text.core import BaseTokenizer
+from fastai.text.data import TextBlock
 from fastai.vision.augment import Resize
 from fastai.vision.core import PILImageBW, PILMask
 from fastai.vision.data import ImageBlock, MaskBlock
@@ -132,6 +135,19 @@ def test_rows_of_a_table_are_above_their_partners():
     assert shown.loc[0, "share"].sum() == pytest.approx(1)
     assert set(shown["y"]) <= {"p", "q"}
     assert shown.loc[(1, "own"), "a"] != shown.loc[(1, "partner"), "a"]
+
+
+def test_texts_are_shown_with_their_partners():
+    frame = pd.DataFrame({"text": [f"w{i} " * 5 for i in range(16)], "y": list("pq") * 8})
+    block = TextBlock.from_df("text", tok=BaseTokenizer(), rules=[], min_freq=1)
+    blocks = DataBlock((block, CategoryBlock), get_x=ColReader("text"), get_y=ColReader("y"))
+    rows = ManifoldMixup(1.0).show_batch(blocks.dataloaders(frame, bs=8, device="cpu"), max_n=3)
+    assert len(rows) == 3
+    for row in rows:
+        own, partner = (set(words.split()) for words in row["text"].split(" + "))
+        assert len(own) == len(partner) == 1
+        assert own != partner
+        assert re.match(r"^[01]\.\d\d [pq] \+ [01]\.\d\d [pq]$", row["text_"])
 
 
 @pytest.mark.parametrize("alpha", [0.4, (0.3, 1, 8)])
