@@ -18,6 +18,12 @@ class OneOf(MixHandler):
     `OneOf(MixUp(0.8), CutMix(1.0))`. For a batch one method does all that it does alone, with its own arguments; for
     each sample the methods only draw. In a batch `chosen` is the method that mixes it, None where it stays as it is.
     ValueError for arguments that do not fit one another.
+
+    >>> OneOf(MixUp(0.4), CutMix(1.0), p=[0.5, 0.3])  # a fifth of the batches stays as it is
+    OneOf(MixUp(alpha=0.4, prob=1.0), CutMix(alpha=1.0, prob=1.0), p=[0.5, 0.3], per_sample=False)
+    >>> mix = OneOf(MixUp(0.4), CutMix(1.0), per_sample=True).draw(torch.rand(4, 3, 28, 28))
+    >>> mix.mask.shape, mix.mask.dtype
+    (torch.Size([4, 28, 28]), torch.float32)
     """
 
     def __init__(
@@ -28,8 +34,8 @@ class OneOf(MixHandler):
         prob: Any = 1.0,  # Share of the batches that are mixed, or a schedule
         start: float | None = None,  # Mix from here on: an epoch (int, -1: the last) or a share of the training (float)
         stop: float | None = None,  # Mix up to here
-        clean: bool = False,  # As in `MixHandler`, and
-        stack_y: bool | None = None,  # so is this: with `per_sample`, else each method has its own
+        clean: bool = False,  # As in `MixHandler`, for `per_sample`, else each method has its own
+        stack_y: bool | None = None,  # As in `MixHandler`, for `per_sample`, else each method has its own
         seed: int | None = None,  # Draw from a random stream of its own that starts here, and disturb no other
     ):
         super().__init__(prob=prob, start=start, stop=stop, clean=clean, stack_y=stack_y, seed=seed)

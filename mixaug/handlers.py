@@ -38,7 +38,15 @@ class MixHandler(Callback):
     What becomes of a target is decided by its type. Floating-point targets are averaged. A map over the input's
     positions gets the mask of the input. Class numbers cannot be averaged: there the losses are combined, by a
     `MixUpLoss` in the place of `learn.loss_func` while training. A loss that is not known to be an average (see
-    `is_average`) then gets one share for the batch, with which the combination is exact whatever it computes.
+    `mixaug.loss.is_average`) then gets one share for the batch, with which the combination is exact whatever it
+    computes.
+
+    >>> class Stripes(MixHandler):
+    ...     def draw(self, x):
+    ...         kept = torch.arange(x.shape[-1], device=x.device) % 2 == 0
+    ...         return Mix(self.draw_partner(x), kept.expand(len(x), *x.shape[2:]))
+    >>> Stripes(prob=0.8).draw(torch.rand(2, 3, 8, 8)).lam  # as for each batch of a training
+    tensor([0.5000, 0.5000])
     """
 
     run_valid = False
@@ -395,6 +403,13 @@ class MixUp(MixHandler):
 
     For floating-point inputs (B, ...); with `per_sample=True` each sample has a share of its own. TypeError for
     integer inputs (codes, tokens, images of bytes), whose averages mean nothing.
+
+    >>> x = torch.tensor([[0.0], [1.0], [2.0]])
+    >>> mix = MixUp(0.4).draw(x)  # as for each batch of a training
+    >>> bool((mix.lam >= 0.5).all())
+    True
+    >>> torch.allclose(mix.blend(x), mix.lam[:, None] * x + (1 - mix.lam[:, None]) * x[mix.partner])
+    True
     """
 
     def __init__(
@@ -414,6 +429,13 @@ class CutMix(MixHandler):
 
     For inputs (B, C, *size) of any type: a segment, a rectangle, a cuboid; each sample has a box of its own. `lam` is
     the share of positions kept, exactly. ValueError for inputs without positions.
+
+    >>> x = torch.randint(0, 256, (4, 3, 28, 28), dtype=torch.uint8)  # bytes can be cut
+    >>> mix = CutMix(1.0).draw(x)
+    >>> mix.mask.shape, mix.mask.dtype
+    (torch.Size([4, 28, 28]), torch.bool)
+    >>> torch.equal(mix.blend(x), torch.where(mix.mask[:, None], x, x[mix.partner]))
+    True
     """
 
     def __init__(
@@ -460,9 +482,10 @@ class FMix(CutMix):
 
 
 class SaliencyMix(CutMix):
-    """Replace a box of each sample by its partner's, around where the partner stands out, arxiv.org/abs/2006.01791.
+    """Replace a box of each sample by its partner's, around where the partner stands out.
 
-    For inputs (B, C, *size) with one to three axes; what stands out is `salient_position`'s contrast, not a network's.
+    For inputs (B, C, *size) with one to three axes; what stands out is `salient_position`'s contrast, not a network's
+    as in https://arxiv.org/abs/2006.01791.
     """
 
     def cut(self, x: Tensor, partner: Tensor, lam: Tensor) -> Mix:

@@ -81,9 +81,13 @@ def mixed_loss(loss_func: Callable, pred: Any, yb: Sequence[Any], yb1: Sequence[
     """Return lam · L(pred, yb) + (1 - lam) · L(pred, yb1), reduced as the loss L reduces.
 
     A single `lam` weighs the two values of L, whatever L is. A `lam` of shape (B,) weighs L's unreduced values sample
-    by sample, for which L must be the kind of average that `is_average` knows. Where that average divides by the
-    weights of the targets' classes and leaves an `ignore_index` out (cross-entropy), the weights are mixed like the
-    losses. ValueError where the unreduced values cannot be told apart by sample.
+    by sample, for which L must be the kind of average that `mixaug.loss.is_average` knows. Where that average divides
+    by the weights of the targets' classes and leaves an `ignore_index` out (cross-entropy), the weights are mixed like
+    the losses. ValueError where the unreduced values cannot be told apart by sample.
+
+    >>> pred, y, y1 = torch.tensor([[2.0, 0.0]]), torch.tensor([0]), torch.tensor([1])
+    >>> mixed_loss(torch.nn.functional.cross_entropy, pred, [y], [y1], torch.tensor([0.75]))
+    tensor(0.6269)
     """
     if _all_own(lam):
         return loss_func(pred, *yb)

@@ -24,6 +24,10 @@ def mixable(module: Any) -> Any:
 
     Where some modules of a model are marked, only they are chosen from. `mixable(nn.Identity())` marks any place that
     a model's `forward` takes its activations through.
+
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), mixable(torch.nn.ReLU()), torch.nn.Linear(8, 2))
+    >>> list(hidden_layers(model))
+    ['1']
     """
     module.mixable = True
     return module
@@ -37,6 +41,10 @@ def hidden_layers(model: nn.Module) -> dict[str, nn.Module]:
     residual connection may go around, nothing recurrent, and not the layer whose output is the prediction. What the
     `forward` of the model itself does is not seen: where it has branches or sums, mark the layers behind them. The
     features of a U-Net's encoder go around its decoder blocks, unmixed.
+
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    >>> hidden_layers(model)
+    {'0': Linear(in_features=4, out_features=8, bias=True)}
     """
     names = {module: name for name, module in model.named_modules()}
     marked = [m for m in names if getattr(m, "mixable", None) is True]
@@ -88,13 +96,18 @@ def _computes(module: nn.Module) -> bool:
 
 @delegates()
 class ManifoldMixup(MixHandler):
-    """Average each sample with its partner in one random layer of each batch, proceedings.mlr.press/v97/verma19a.
+    """Average each sample with its partner in one random layer of each batch.
 
     The layer's output may be a tensor or any nest of tuples, lists and mappings: every floating-point tensor with the
-    batch in front is mixed. From `before_fit` on, `hidden_layers` has the layers in question by name (see the
-    function); in a batch `mixed_layer` is the one drawn, None for the input.
+    batch in front is mixed. From `before_fit` on, its attribute `hidden_layers` has the layers in question by name, as
+    the function finds them; in a batch `mixed_layer` is the one drawn, None for the input.
     ValueError in `before_fit` if there are none; RuntimeError if one of them does not run once in a batch. With
     `torch.compile` all the layers in question are in one graph, and what was compiled is compiled anew for each fit.
+    The paper: https://proceedings.mlr.press/v97/verma19a
+
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    >>> ManifoldMixup(2.0, modules=[model[1]], input_mixup=False)  # behind the ReLU, never the input
+    ManifoldMixup(alpha=2.0, prob=1.0)
     """
 
     def __init__(
@@ -323,6 +336,11 @@ class OutputMixup(MixHandler):
     """Average each sample's prediction with its partner's, before the loss.
 
     The last layer's place in ManifoldMixup: it costs least and needs no layer to be chosen; for any input.
+
+    >>> pred = torch.eye(3)
+    >>> mix = OutputMixup(0.4).draw(pred)
+    >>> torch.allclose(mix.blend(pred).diag(), mix.lam)
+    True
     """
 
     order = 1  # after RNNCallback, which takes the prediction out of what a text model returns

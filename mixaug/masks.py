@@ -39,6 +39,10 @@ def sample_lam(distrib: Distribution, n: int, fold: bool = True) -> Tensor:
 
     With `fold` each draw t becomes max(t, 1 - t): the larger share is the sample's own, so that no two mixed samples
     of a batch can be duplicates of each other.
+
+    >>> lam = sample_lam(torch.distributions.Beta(0.4, 0.4), 100)
+    >>> bool((lam >= 0.5).all())
+    True
     """
     if isinstance(distrib, SymmetricBeta):
         logit = distrib.sample_logit([n])
@@ -52,8 +56,14 @@ def box_mask(lam: Tensor, size: Sequence[int], centre: Tensor | None = None) -> 
 
     The box of sample i has sides of (1 - lam_i)^(1/k) times those of `size`, k = len(size): a segment, a rectangle, a
     cuboid. Its centre is uniform, or given as shares of the axes' lengths by `centre`, (k, B) in [0, 1); the positions
-    whose middles are inside are cut. The border crops it (https://arxiv.org/abs/1905.04899), so on average more than
-    `lam` (shape (B,), in [0, 1]) is kept; the share that counts is the mask's mean.
+    whose middles are inside are cut. The border crops it, as in https://arxiv.org/abs/1905.04899, so on average more
+    than `lam` (shape (B,), in [0, 1]) is kept; the share that counts is the mask's mean.
+
+    >>> box_mask(torch.tensor([0.75]), (4, 6), centre=torch.tensor([[0.5], [0.5]])).int()
+    tensor([[[1, 1, 1, 1, 1, 1],
+             [1, 1, 0, 0, 1, 1],
+             [1, 1, 0, 0, 1, 1],
+             [1, 1, 1, 1, 1, 1]]], dtype=torch.int32)
     """
     half, outside = ((1 - lam) ** (1 / len(size)) / 2)[:, None], []
     if centre is None:
@@ -75,8 +85,11 @@ def _outside(along: Sequence[Tensor]) -> Tensor:
 def fourier_mask(lam: Tensor, size: Sequence[int], decay: float = 3.0) -> Tensor:
     """Return a bool mask of shape (B, *size) that is True in smooth random regions of the share `lam`, (B,) in [0, 1].
 
-    They are where noise is largest whose amplitude falls with the frequency to the power of `decay`
-    (https://arxiv.org/abs/2002.12047): `lam` of the positions, to within half a one.
+    They are where noise is largest whose amplitude falls with the frequency to the power of `decay`: `lam` of the
+    positions, to within half a one. The paper: https://arxiv.org/abs/2002.12047
+
+    >>> fourier_mask(torch.tensor([0.25, 0.5]), (8, 8)).flatten(1).sum(1)
+    tensor([16, 32])
     """
     axes = [torch.fft.fftfreq(length, device=lam.device) for length in size]
     frequency = torch.stack(torch.meshgrid(*axes, indexing="ij")).norm(dim=0).clamp(min=1 / max(size))
@@ -92,6 +105,10 @@ def whole_in_box(lam: Tensor, size: Sequence[int]) -> tuple[Tensor, tuple[Tensor
     """Return a mask like `box_mask`'s, whose boxes lie inside, and the places that bring all of the partner into them.
 
     The places are for each axis (B, length): from where in the partner, the nearest position, each position is taken.
+
+    >>> mask, (places,) = whole_in_box(torch.tensor([0.5]), (4,))
+    >>> places[~mask]  # the partner's positions that fill the box
+    tensor([1, 3])
     """
     ratio, outside, places = (1 - lam) ** (1 / len(size)), [], []
     for length in size:

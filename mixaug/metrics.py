@@ -21,6 +21,10 @@ class MixedMetric(Metric):
     one of the partners', which are weighed by the mean `lam`. Where nothing is mixed it is the plain metric. A target
     that is a map cut along with the input counts as it was cut. A pickle of it is the plain metric, so that what a
     learner exports opens where mixaug is not installed.
+
+    >>> from fastai.metrics import accuracy
+    >>> MixedMetric(accuracy).name  # Learner(..., metrics=MixedMetric(accuracy))
+    'accuracy'
     """
 
     def __init__(

@@ -17,7 +17,12 @@ untyped = torch._C.DisableTorchFunctionSubclass
 
 
 def sample_partner(n: int, device: torch.device | str | None = None) -> Tensor:
-    """Draw the partner of each of `n` samples, shape (n,): a random cycle, so that for n > 1 nobody is its own."""
+    """Draw the partner of each of `n` samples, shape (n,): a random cycle, so that for n > 1 nobody is its own.
+
+    >>> partner = sample_partner(5)
+    >>> bool((partner == torch.arange(5)).any())
+    False
+    """
     order = torch.randperm(n, device=device)
     return torch.empty_like(order).scatter_(0, order, order.roll(1))
 
@@ -26,6 +31,10 @@ def sample_partner_by(weights: Tensor) -> Tensor:
     """Draw the partner of each sample, shape (n,), with probability in proportion to its row of `weights` (n, n), >= 0.
 
     Nobody is its own partner but where nobody else has any weight: such a sample stays unmixed.
+
+    >>> y = torch.tensor([0, 0, 1])
+    >>> sample_partner_by(y[:, None] == y)  # of the same class
+    tensor([1, 0, 2])
     """
     if weights.ndim != 2 or weights.shape[0] != weights.shape[1]:
         raise ValueError(f"weights of shape {tuple(weights.shape)} came, (B, B) was wanted")
@@ -37,7 +46,10 @@ def sample_partner_by(weights: Tensor) -> Tensor:
 def closeness(y: Tensor, bandwidth: float = 1.0) -> Tensor:
     """Return weights (n, n) that fall with the distance of the targets `y` (n, ...) like a Gaussian's density.
 
-    `bandwidth` is its standard deviation, in units of the targets' own (https://arxiv.org/abs/2210.05775).
+    `bandwidth` is its standard deviation, in units of the targets' own: https://arxiv.org/abs/2210.05775.
+
+    >>> closeness(torch.tensor([0.0, 1.0, 9.0])).argmax(1)
+    tensor([1, 0, 1])
     """
     y = y.float().flatten(1) if y.ndim > 1 else y.float()[:, None]
     distance = torch.cdist(y, y, compute_mode="donot_use_mm_for_euclid_dist").square()
@@ -53,6 +65,14 @@ def blend(x: Tensor, partner: Tensor, mask: Tensor, places: Sequence[Tensor] = (
     are for each axis of `size`, (B, length), those positions of the partner which come to the positions of the sample.
     On the CPU the memory of the last two results of 8 MB and more is kept, once they are no more, for the next;
     `mixaug.fast.release()` gives it up, as each training does at its end.
+
+    >>> x, partner = torch.tensor([[0.0, 0.0], [1.0, 1.0]]), torch.tensor([1, 0])
+    >>> blend(x, partner, torch.tensor([0.75, 0.5]))
+    tensor([[0.2500, 0.2500],
+            [0.5000, 0.5000]])
+    >>> blend(x, partner, torch.tensor([[True, False], [True, True]]))
+    tensor([[0., 1.],
+            [1., 1.]])
     """
     with untyped():
         if not len(x) == len(partner) == len(mask):
@@ -119,6 +139,14 @@ class Mix:
     `partner`: (B,) integers, the sample that each sample is mixed with. `mask`: the share that it keeps of itself,
     float (B,), or for each position (B, *size), bool to choose and float to average. `places`: for each axis of `size`,
     (B, length) integers, from where in the partner each position is taken; without it, from the same position.
+
+    >>> mask = torch.tensor([[True, True, True, False], [True, False, True, False]])
+    >>> mix = Mix(torch.tensor([1, 0]), mask)
+    >>> mix.lam
+    tensor([0.7500, 0.5000])
+    >>> mix.blend(torch.tensor([[0, 0, 0, 0], [1, 1, 1, 1]]))
+    tensor([[0, 0, 0, 1],
+            [1, 0, 1, 0]])
     """
 
     partner: Tensor
@@ -168,6 +196,11 @@ def choose(mixes: Sequence[Mix], choice: Tensor) -> Mix:
     """Return the mix in which sample i is mixed as in `mixes[choice[i]]`, `choice` (B,) integers.
 
     Where masks of both kinds meet, the one that chooses becomes an average by 0 and 1.
+
+    >>> partner = torch.tensor([1, 0])
+    >>> mixes = Mix(partner, torch.tensor([0.9, 0.8])), Mix(partner, torch.tensor([0.6, 0.5]))
+    >>> choose(mixes, torch.tensor([1, 0])).mask
+    tensor([0.6000, 0.8000])
     """
     ndim = max(mix.mask.ndim for mix in mixes)
     masks = [mix.mask.view(len(choice), *[1] * (ndim - mix.mask.ndim), *mix.mask.shape[1:]) for mix in mixes]
