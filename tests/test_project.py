@@ -5,7 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
+import yaml
 from common import BS, images, learner
 
 import mixaug
@@ -116,3 +118,60 @@ def test_the_readmes_recipes_are_methods():
     assert len(calls) == 3
     for call in calls:
         assert isinstance(eval(call, vars(mixaug)), mixaug.OneOf)
+
+
+# What GitHub reads
+
+WORKFLOWS = {path.stem: yaml.safe_load(path.read_text()) for path in (ROOT / ".github/workflows").glob("*.yml")}
+FORMS = {path.stem: yaml.safe_load(path.read_text()) for path in (ROOT / ".github/ISSUE_TEMPLATE").glob("*.yml")}
+WRITES = {("docs", "publish"): {"pages", "id-token"}, ("release", "publish"): {"id-token"}}
+
+
+def steps(workflow):
+    return [step for job in WORKFLOWS[workflow]["jobs"].values() for step in job["steps"]]
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_a_workflow_may_do_little_with_pinned_actions_and_ends(name):
+    assert WORKFLOWS[name]["permissions"] == {"contents": "read"}
+    for job, what in WORKFLOWS[name]["jobs"].items():
+        assert set(what.get("permissions", ())) == WRITES.get((name, job), set())
+        assert what["timeout-minutes"] <= 60
+    for step in steps(name):
+        assert re.fullmatch(r"[\w-]+/[\w-]+@(release/)?v\d+", step.get("uses", "a/b@v1"))
+        for command in re.findall(r"\.ci/\w+", step.get("run", "")):
+            assert (ROOT / command).exists()
+
+
+def test_a_release_is_what_passed_under_the_tag_of_its_version():
+    assert WORKFLOWS["release"][True] == {"push": {"tags": ["v*"]}}  # YAML reads `on` as a bool
+    assert WORKFLOWS["release"]["jobs"]["publish"]["needs"] == "build"
+    runs = [step["run"] for step in steps("release") if "run" in step]
+    assert {"python -m build", "twine check --strict dist/*", "bash .ci/run"} <= set(runs)
+    (check,) = [run for run in runs if "GITHUB_REF_NAME" in run]
+    assert check == 'test -f "dist/mixaug-${GITHUB_REF_NAME#v}.tar.gz"'
+
+
+@pytest.mark.parametrize("name", set(FORMS) - {"config"})
+def test_an_issue_form_is_one_that_github_takes(name):
+    assert {"name", "description", "body"} <= set(FORMS[name])
+    ids = [field["id"] for field in FORMS[name]["body"]]
+    assert len(set(ids)) == len(ids) > 0
+    for field in FORMS[name]["body"]:
+        assert field["type"] in {"input", "textarea", "checkboxes", "dropdown"}
+        assert field["attributes"]["label"]
+        assert all(option["label"] for option in field["attributes"].get("options", ()))
+    assert any(field.get("validations", {}).get("required") for field in FORMS[name]["body"])
+
+
+def test_changelog_and_citation_are_of_this_version():
+    changelog = (ROOT / ".github/CHANGELOG.md").read_text()
+    assert re.findall(r"^## \[(.+?)\] - ", changelog, re.M)[0] == mixaug.__version__
+    citation = yaml.safe_load((ROOT / ".github/CITATION.cff").read_text())
+    assert {"message", "title", "authors"} <= set(citation)
+    assert (citation["cff-version"], citation["version"]) == ("1.2.0", mixaug.__version__)
+
+
+def test_the_changelog_names_all_that_is_public():
+    changelog = (ROOT / ".github/CHANGELOG.md").read_text()
+    assert [name for name in mixaug.__all__ if f"`{name}`" not in changelog] == []
