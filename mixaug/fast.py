@@ -38,7 +38,7 @@ def _mix(x: Tensor, partner: Tensor, mask: Tensor) -> Tensor:
     chooses, out = mask.dtype == torch.bool, empty_like(x)
     # On an accelerator a loop, or a number brought here, would wait for the device
     one_by_one = x.nbytes >= _LARGE * len(mask) and _is_memory(x)
-    if chooses and x.is_contiguous() and _is_memory(x) and not x.is_complex():
+    if chooses and (x.is_contiguous() or _is_channels_last(x, mask)) and _is_memory(x) and not x.is_complex():
         return _choose(x, partner, mask, out, one_by_one)
     if one_by_one and not chooses:
         for i, j in enumerate(partner.tolist()):
@@ -48,16 +48,25 @@ def _mix(x: Tensor, partner: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, x, out, out=out) if chooses else out.lerp_(x, mask)
 
 
+def _is_channels_last(x: Tensor, mask: Tensor) -> bool:
+    """Whether the channels of a position, for which the mask has one value, are side by side."""
+    return x.ndim > 2 and mask.shape[1] == 1 and x.movedim(1, -1).is_contiguous()
+
+
 def _choose(x: Tensor, partner: Tensor, mask: Tensor, out: Tensor, one_by_one: bool) -> Tensor:
     """Choose by numpy, which copies whatever is in a row at once where torch looks at each position."""
     own, mixed = (t.detach().view(_BITS[t.element_size()]).numpy() for t in (x, out))
+    kept = mask.numpy()
+    if not x.is_contiguous():  # then the channels of a position are one item
+        own, mixed, kept = (np.moveaxis(array, 1, -1) for array in (own, mixed, kept))
+        own, mixed = (array.view(f"V{x.shape[1] * x.element_size()}") for array in (own, mixed))
     if one_by_one:
         np.copyto(mixed, own)
-        for i, (j, taken) in enumerate(zip(partner.tolist(), (~mask).numpy(), strict=True)):
+        for i, (j, taken) in enumerate(zip(partner.tolist(), ~kept, strict=True)):
             np.copyto(mixed[i], own[j], where=taken)
     else:
         torch.index_select(x, 0, partner, out=out)
-        np.copyto(mixed, own, where=mask.numpy())
+        np.copyto(mixed, own, where=kept)
     return out
 
 
