@@ -174,15 +174,15 @@ def _cross_entropy(loss_func: Callable, pred: Tensor, y: Tensor, y1: Tensor, lam
     """What `mixed_loss` comes to for a cross-entropy, by one softmax, which is most of the work, for both targets."""
     with untyped():
         both = torch.stack([y, y1], axis).long()
-        counted = both != _option(loss_func, "ignore_index", -100)
-        both = torch.where(counted, both, 0)
+        ignored = both == _option(loss_func, "ignore_index", -100)
+        both.masked_fill_(ignored, 0)
         share = torch.stack([lam, 1 - lam], 1).view(-1, *[1] * (axis - 1), 2, *[1] * (pred.ndim - axis - 1))
-        weight, classes = torch.where(counted, share, 0.0), _option(loss_func, "weight")
+        weight, classes = share.masked_fill(ignored, 0), _option(loss_func, "weight")
         if classes is not None:
             weight = weight * classes[both]
-        values = F.log_softmax(pred, axis).gather(axis, both).where(counted, 0.0)  # or inf · 0 would not be 0
-        total = (values * weight.neg_()).sum()
-        return total if _option(loss_func, "reduction", "mean") == "sum" else total / weight.sum().neg_()
+        total = 1 if _option(loss_func, "reduction", "mean") == "sum" else weight.sum()
+        values = F.log_softmax(pred, axis).gather(axis, both).masked_fill(ignored, 0)  # or inf · 0 would not be 0
+        return (values * weight.div_(-total)).sum()
 
 
 def _unreduced(loss_func: Callable, pred: Any, yb: Sequence[Any]) -> Tensor:
