@@ -29,7 +29,7 @@ def mix(x: Tensor, partner: Tensor, mask: Tensor) -> Tensor:
         return formula(x, x[partner], mask)
     if not (x.requires_grad and torch.is_grad_enabled()):
         return _mix(x, partner, mask)
-    if mask.dtype == torch.bool or x.nbytes < _LARGE:
+    if mask.dtype == torch.bool or x.nbytes < 4 * _LARGE:  # where a backward pass of our own would cost more
         return formula(x, x.index_select(0, partner), mask)
     return _Average.apply(x, partner, mask)
 
