@@ -80,12 +80,12 @@ class OneOf(MixHandler):
         drawn = [method.draw(x) if method.run and method.is_drawn() else None for method in self.methods]
         if (some := next(filter(None, drawn), None)) is None:
             return None
-        u, rest, ends = torch.rand(len(x), device=x.device), some.unmixed(), list(accumulate(self.p))
-        mixes = [mix or rest for mix in drawn]
+        u, ends = torch.rand(len(x), device=x.device), list(accumulate(self.p))
         if ends[-1] > 1 - 1e-6:
             ends.pop()
         else:
-            mixes.append(rest)
+            drawn.append(None)
+        mixes = [mix or some.unmixed() for mix in drawn]
         return choose(mixes, sum((u >= end for end in ends), torch.zeros_like(u, dtype=torch.long)))
 
     # The flow of a batch: the chosen method's own
