@@ -51,6 +51,7 @@ class MixHandler(Callback):
 
     run_valid = False
     _learn: Any = None
+    _xtra: Any = None  # without it fastai catches an error for each attribute of the learner that it reads
     _is_part = False  # of a `OneOf`, whose random stream it has
     _ready = False  # whether `before_fit` came since the callback was added
     mix: Any

@@ -24,7 +24,7 @@ def sample_partner(n: int, device: torch.device | str | None = None) -> Tensor:
     False
     """
     order = torch.randperm(n, device=device)
-    return torch.empty_like(order).scatter_(0, order, order.roll(1))
+    return order.scatter(0, order, order.roll(1, 0))
 
 
 def sample_partner_by(weights: Tensor) -> Tensor:
@@ -75,14 +75,15 @@ def blend(x: Tensor, partner: Tensor, mask: Tensor, places: Sequence[Tensor] = (
             [1., 1.]])
     """
     with untyped():
-        if not len(x) == len(partner) == len(mask):
+        if not x.shape[:1] == partner.shape[:1] == mask.shape[:1]:
             raise ValueError(
                 f"a tensor of shape {tuple(x.shape)} came with {len(partner)} partners and a mask of shape "
                 f"{tuple(mask.shape)}, as many samples in each were wanted"
             )
         if not x.numel():
             return x
-        mask = mask.view(len(mask), *[1] * (x.ndim - mask.ndim), *mask.shape[1:])
+        n, *size = mask.shape
+        mask = mask.view(n, *[1] * (x.ndim - mask.ndim), *size)
         if mask.dtype != torch.bool:
             if not (x.is_floating_point() or x.is_complex()):
                 raise TypeError(
@@ -204,7 +205,7 @@ def choose(mixes: Sequence[Mix], choice: Tensor) -> Mix:
     """
     ndim = max(mix.mask.ndim for mix in mixes)
     masks = [mix.mask.view(len(choice), *[1] * (ndim - mix.mask.ndim), *mix.mask.shape[1:]) for mix in mixes]
-    moved = next((mix for mix in mixes if mix.places), mixes[0]).unmixed().places
+    moved = next((mix.unmixed().places for mix in mixes if mix.places), ())
     each = [(mix.partner, mask, *(mix.places or moved)) for mix, mask in zip(mixes, masks, strict=True)]
 
     def pick(field: Sequence[Tensor]) -> Tensor:
