@@ -1,8 +1,8 @@
 """`mixaug compare`: train the same model with and without each mixing method, and tell which of them help.
 
-Whatever could differ besides the method is the same for all methods of a seed: the model's first weights, the order of
-the batches, the wrong labels. So a method is compared to plain training seed by seed. Each finished run is kept in a
-file, from where another call with the same settings takes it instead of training again.
+The model's first weights, the order of the batches and the wrong labels are the same for all methods of a seed. So a
+method is compared to plain training seed by seed. Each finished run is kept in a file, from where another call with
+the same settings takes it instead of training again.
 """
 
 import hashlib
@@ -13,14 +13,15 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
-import fastai
-import fastai.callback.schedule  # patches Learner
+import fastai.callback.schedule  # noqa: F401  (patches Learner)
 import numpy as np
 import torch
 from fastai.callback.core import Callback
@@ -187,11 +188,16 @@ def noisy(y: Tensor, share: float, n_classes: int, seed: int) -> Tensor:
 
 def fingerprint(data: Data) -> str:
     """Return sixteen digits that differ where a tensor or the classes do."""
-    digest = hashlib.sha256(repr(data.classes).encode())
-    for t in (*data.train, *data.valid):
-        digest.update(f"{t.dtype} {tuple(t.shape)}".encode())
-        digest.update(t.contiguous().numpy().data)
-    return digest.hexdigest()[:16]
+    arrays = [t.contiguous().numpy() for t in (*data.train, *data.valid)]
+    return digest([repr((data.classes, [(a.dtype, a.shape) for a in arrays])).encode(), *(a.data for a in arrays)])
+
+
+def digest(parts: Iterable[bytes | memoryview]) -> str:
+    """Return sixteen digits that differ where a part does."""
+    total = hashlib.sha256()
+    for part in parts:
+        total.update(part)
+    return total.hexdigest()[:16]
 
 
 def floats(x: Tensor) -> Tensor:
@@ -298,7 +304,8 @@ class RunsFile:
                 file.seek(0)
                 lines = file.read().splitlines(keepends=True)
                 for at, line in enumerate(lines, 1):
-                    self.read(at, line)
+                    if line.strip(b"\0\r\n"):  # zeros are what some file systems leave of a line in a power cut
+                        self.read(at, line)
                 if lines and not lines[-1].endswith(b"\n"):
                     file.write(b"\n")  # the end of a line that a crash cut off
         except OSError as error:
@@ -579,7 +586,7 @@ def compare(
             raise BadInputError(f"{name} came as {value:g}, a number from {low:g} to {high:g} was wanted")
     if Path(out).is_dir() or not Path(out).absolute().parent.is_dir():
         raise BadInputError(f"out came as {out!r}, a file in a folder that exists was wanted")
-    if Path(out).absolute() == Path(runs).absolute():
+    if Path(out).resolve() == Path(runs).resolve():
         raise BadInputError(f"out and runs came both as {out!r}, two files were wanted")
     arch = arch if arch != "auto" else "cnn" if demo else "resnet18"
     if pretrained and arch == "cnn":
@@ -595,7 +602,10 @@ def compare(
             learn.model.to(learn.dls.device).eval()(learn.dls.one_batch()[0])
     except Exception as error:  # anything may be wrong with a name or with an architecture for the size
         raise BadInputError(f"arch {arch!r} cannot be used for images of {shape}: {first_line(error)}") from None
-    versions = {"mixaug": __version__, "torch": str(torch.__version__), "fastai": fastai.__version__}
+    versions = {name: version(name) for name in ("torch", "torchvision", "fastai", "timm") if find_spec(name)}
+    versions["mixaug"] = (
+        f"{__version__} {digest(file.read_bytes() for file in sorted(Path(__file__).parent.glob('*.py')))}"
+    )
     settings = {
         "epochs": epochs, "noise": wrong, "bs": bs, "lr": lr, "arch": arch, "pretrained": pretrained,
         "shape": list(shape), "fingerprint": fingerprint(images), "device": default_device().type, **versions,
@@ -626,10 +636,12 @@ def compare(
 def run(
     jobs: list[Job], methods: Methods, new_learner: Callable[[int], Learner], epochs: int, lr: float, kept: RunsFile
 ) -> int:
-    """Train each method and seed of `jobs` and keep what comes of it; return the exit code."""
-    clock, terminal = Clock(len(jobs)), sys.stderr.isatty() and bool(jobs)
-    for label, seed in jobs:
+    """Train each method and seed of `jobs`, none again that failed, and keep what comes of it; return the exit code."""
+    clock, terminal, failed = Clock(len(jobs)), sys.stderr.isatty() and bool(jobs), set()
+    for clock.done, (label, seed) in enumerate(jobs):
         clock.label, make = f"{label}, seed {seed}", methods[label]
+        if label in failed:
+            continue
         try:
             learn = new_learner(seed)
             learn.add_cbs([make()] if make else [])
@@ -639,10 +651,11 @@ def run(
             reason = "interrupted" if interrupted else f"failed, {first_line(error)},"
             line = f"mixaug compare: {reason} in run {clock.done + 1} of {clock.runs} ({clock.label})"
             print(f"{chr(10) * terminal}{line}", file=sys.stderr)
-            return 130 if interrupted else 1
-        clock.done += 1
+            if interrupted:
+                return 130
+            failed.add(label)  # with other seeds it would fail, too
     print("\n" * terminal, end="", file=sys.stderr)
-    return 0
+    return 1 if failed else 0
 
 
 def by_method(done: dict[Job, Run], jobs: list[Job]) -> Results:

@@ -151,7 +151,8 @@ def _words(label: Any) -> str:
 def _part(shown: Any, own: Any, other: Any) -> Any:
     """What is shown of an input: a text with its partner's, a signal as lines, anything else as it is."""
     if isinstance(own, TitledStr):
-        return TitledStr(" + ".join(text.truncate(75) for text in (own, other)))  # fastai shows 150 words
+        texts: Any = own, other
+        return TitledStr(" + ".join(text.truncate(75) for text in texts))  # of the 150 words that fastai shows
     return shown if hasattr(shown, "show") else _Signal(shown)
 
 

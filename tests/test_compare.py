@@ -5,6 +5,8 @@ import json
 import math
 import shutil
 from dataclasses import replace
+from functools import partial
+from importlib.metadata import version
 
 import numpy as np
 import pytest
@@ -335,15 +337,34 @@ def test_a_run_that_crashed_goes_on_where_it_stopped(capsys, trained, monkeypatc
 
         m.setattr("mixaug.compare.train", crash)
         assert run(capsys, *argv)[0] == 1
+    assert trained == [*jobs[:4], jobs[5]]  # the other methods go on
     code, out, err = run(capsys, *argv)
-    assert (code, trained) == (0, jobs)
-    assert "4 of 6 runs taken from compare.jsonl" in err
-    assert "run 2 of 2" in err
+    assert (code, trained) == (0, [*jobs[:4], jobs[5], jobs[4]])
+    assert "5 of 6 runs taken from compare.jsonl" in err
+    assert "run 1 of 1" in err
     assert without_seconds(out) == without_seconds(whole)
     code, out, err = run(capsys, *argv)
-    assert (code, trained) == (0, jobs)
+    assert (code, len(trained)) == (0, 6)
     assert "6 of 6 runs taken" in err
     assert without_seconds(out) == without_seconds(whole)
+
+
+def test_a_method_that_failed_is_not_tried_with_other_seeds_and_stops_no_other(capsys, monkeypatch):
+    tried = []
+
+    def broken(learn, clock, epochs, lr):
+        tried.append(clock.label)
+        if clock.label.startswith("mixup"):
+            raise RuntimeError("shapes do not fit")
+        return train(learn, clock, epochs, lr)
+
+    monkeypatch.setattr("mixaug.compare.train", broken)
+    code, out, err = run(capsys, "--methods", "mixup:8,cutmix", "--seeds", 2, "--epochs", 1)
+    assert code == 1
+    assert tried == ["none, seed 0", "mixup:8, seed 0", "cutmix:1, seed 0", "none, seed 1", "cutmix:1, seed 1"]
+    assert err.count("shapes do not fit") == 1
+    assert "cutmix:1" in out
+    assert "mixup:8" not in out
 
 
 CHANGES = {
@@ -392,11 +413,19 @@ def test_each_method_with_its_alpha_has_its_own_runs(capsys, pretended):
     assert pretended == ["none, seed 0", "mixup:0.2, seed 0", "mixup:1, seed 0", "mixup:2, seed 0"]
 
 
+def other_version(name, asked):
+    return "9.9" if asked == name else version(asked)
+
+
 def test_versions_and_devices_are_settings(capsys, tmp_path, pretended, monkeypatch):
     argv = "--seeds", 1, "--epochs", 1, "--methods", "none"
     run(capsys, *argv)
-    names = ["mixaug.compare.__version__", "torch.__version__", "fastai.__version__"]
-    changes = [(name, "9.9") for name in names] + [("mixaug.compare.default_device", lambda: torch.device("meta"))]
+    changes = [
+        ("mixaug.compare.__version__", "9.9"),
+        ("mixaug.compare.__file__", str(tmp_path / "compare.py")),  # other code
+        *(("mixaug.compare.version", partial(other_version, name)) for name in ("torch", "torchvision", "fastai")),
+        ("mixaug.compare.default_device", lambda: torch.device("meta")),
+    ]
     learn = learner(digits(), 0, 0, 128, "cnn", False)
     monkeypatch.setattr("mixaug.compare.learner", lambda *args, **kwargs: learn)  # which stays on the CPU
     for name, value in changes:
