@@ -142,7 +142,7 @@ def test_a_release_is_what_passed_under_the_tag_of_its_version():
     runs = [step["run"] for step in steps("release") if "run" in step]
     assert {"python -m build", "twine check --strict dist/*", "bash .ci/run"} <= set(runs)
     (check,) = [run for run in runs if "GITHUB_REF_NAME" in run]
-    assert check == 'test -f "dist/mixaug-${GITHUB_REF_NAME#v}.tar.gz"'
+    assert check == 'test -f "dist/mixaug-${GITHUB_REF_NAME#v}.tar.gz" && ! grep unreleased .github/CHANGELOG.md'
 
 
 @pytest.mark.parametrize("name", set(FORMS) - {"config"})
