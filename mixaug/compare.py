@@ -304,8 +304,8 @@ class RunsFile:
                 file.seek(0)
                 lines = file.read().splitlines(keepends=True)
                 for at, line in enumerate(lines, 1):
-                    if line.strip(b"\0\r\n"):  # zeros are what some file systems leave of a line in a power cut
-                        self.read(at, line)
+                    if written := line.strip(b"\0\r\n"):  # a power cut leaves zeros of a line on some file systems
+                        self.read(at, written)
                 if lines and not lines[-1].endswith(b"\n"):
                     file.write(b"\n")  # the end of a line that a crash cut off
         except OSError as error:

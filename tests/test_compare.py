@@ -454,21 +454,22 @@ def test_the_fingerprint_is_that_of_tensors_and_classes(folder):
     assert fingerprint(data) == fingerprint(read_folder(folder, 8))
 
 
-def test_a_line_cut_off_anywhere_is_skipped_and_spoils_no_other(tmp_path):
+@pytest.mark.parametrize("zeros", [b"", b"\0" * 9])
+def test_a_line_cut_off_anywhere_is_skipped_and_spoils_no_other(tmp_path, zeros):
     settings, file = {"epochs": 1}, tmp_path / "runs.jsonl"
     jobs = {("none", 0): Run([0.5], math.nan, 0.1, 2.0), ("mixup:8", 0): Run([0.25], 0.5, 0.3, 1 / 3)}
     kept = RunsFile(str(file), settings)
     for job, result in jobs.items():
         kept.add(job, result)
     first, second = file.read_bytes().splitlines(keepends=True)
-    for cut in range(1, len(second)):
-        file.write_bytes(first + second[:cut])
+    for cut in range(len(zeros) == 0, len(second)):
+        file.write_bytes(first + second[:cut] + zeros)
         kept = RunsFile(str(file), settings)
         assert len(kept.done) == 1 + (cut == len(second) - 1)  # but for the line's end the last is whole
         kept.add(("mixup:8", 0), jobs["mixup:8", 0])
         again = RunsFile(str(file), settings)
         assert repr(again.done) == repr(jobs)
-        assert file.read_bytes() == first + second[:cut] + b"\n" + second
+        assert file.read_bytes() == first + second[:cut] + zeros + b"\n" + second
 
 
 FOREIGN = {
@@ -587,6 +588,7 @@ BAD = {
     "runs": ["--runs", "{tmp}"],
     "runs in no folder": ["--runs", "{tmp}/nowhere/a.jsonl"],
     "runs and out": ["--runs", "out.png"],
+    "runs and out, another way": ["--runs", "{tmp}/../{tmp.name}/out.png"],
 }
 
 
