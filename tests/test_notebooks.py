@@ -109,6 +109,16 @@ def test_a_notebook_is_run_and_stored_and_found_stale(check, tmp_path, monkeypat
     assert "ZeroDivisionError" in capsys.readouterr().out
 
 
+def test_a_backend_for_scripts_does_not_keep_pictures_out(check, tmp_path, monkeypatch):
+    path = tmp_path / "a.ipynb"
+    code = "import matplotlib.pyplot as plt\nplt.plot([0, 1]);"
+    nbformat.write(new_notebook(cells=[new_code_cell(code)]), path)
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    monkeypatch.setattr(sys, "argv", ["notebooks", "--write", str(path)])
+    assert check.main() == 0
+    assert [kind for kind, _ in check.outputs(nbformat.read(path, as_version=4).cells[0])] == ["picture"]
+
+
 def test_a_notebook_that_takes_too_long_is_ended(check, tmp_path, monkeypatch):
     path = tmp_path / "a.ipynb"
     nbformat.write(new_notebook(cells=[new_code_cell("import time\ntime.sleep(4)") for _ in range(3)]), path)
