@@ -30,7 +30,8 @@ def sample_partner(n: int, device: torch.device | str | None = None) -> Tensor:
 def sample_partner_by(weights: Tensor) -> Tensor:
     """Draw the partner of each sample, shape (n,), with probability in proportion to its row of `weights` (n, n), >= 0.
 
-    Nobody is its own partner but where nobody else has any weight: such a sample stays unmixed.
+    Nobody is its own partner but where nobody else has any weight: such a sample stays unmixed. ValueError for other
+    shapes and, on the CPU (elsewhere a look would wait for the device), for weights below 0 or NaN.
 
     >>> y = torch.tensor([0, 0, 1])
     >>> sample_partner_by(y[:, None] == y)  # of the same class
@@ -38,6 +39,8 @@ def sample_partner_by(weights: Tensor) -> Tensor:
     """
     if weights.ndim != 2 or weights.shape[0] != weights.shape[1]:
         raise ValueError(f"weights of shape {tuple(weights.shape)} came, (B, B) was wanted")
+    if weights.is_cpu and not torch.compiler.is_compiling() and not (weights >= 0).all():
+        raise ValueError(f"weights down to {weights.min().item()} came, from 0 on were wanted")
     others = weights.float().masked_fill(torch.eye(len(weights), dtype=torch.bool, device=weights.device), 0)
     alone = (others.sum(1) == 0).float().diag()
     return ((others + alone) / torch.empty_like(others).exponential_()).argmax(1)

@@ -25,7 +25,7 @@ from fastai.losses import (
 from timm.loss import BinaryCrossEntropy, SoftTargetCrossEntropy
 from torch import nn
 
-from mixaug import MixUpLoss, mixed_loss
+from mixaug import MixUp, MixUpLoss, mixed_loss
 from mixaug.loss import is_average
 
 N, C = 6, 4
@@ -294,6 +294,27 @@ def test_only_torchs_and_fastais_averages_are_taken_apart(loss, data):
 def test_losses_that_divide_by_something_else_are_no_averages():
     for loss in (nn.CTCLoss(), F.ctc_loss, partial(F.mse_loss, weight=torch.rand(C)), partial(nn.CrossEntropyLoss())):
         assert not is_average(loss)
+
+
+@pytest.mark.parametrize("kind", ["forward", "forward_pre", "full_backward", "full_backward_pre"])
+def test_a_loss_with_a_hook_may_be_anything(kind):
+    loss = nn.CrossEntropyLoss()
+    hook = getattr(loss, f"register_{kind}_hook")(lambda *args: None)
+    assert not is_average(loss)
+    hook.remove()
+    assert is_average(loss)
+
+
+def test_what_a_hook_makes_of_the_loss_is_mixed():
+    x, y, loss = torch.randn(4 * N, 6), torch.randint(0, C, (4 * N,)), nn.CrossEntropyLoss()
+    loss.register_forward_hook(lambda module, args, value: 2 * value)
+    learn = learner(MixUp(1.0), x, y, nn.Linear(6, C), loss, bs=N)
+    learn.fit(1, 0.01)
+    for batch in learn.spy.batches:
+        own, mix = y[batch["iter"] * N : (batch["iter"] + 1) * N], batch["mix"]
+        lam, partners = batch["lam"][0], own[mix.partner]
+        parts = [F.cross_entropy(batch["pred"], target) for target in (own, partners)]
+        torch.testing.assert_close(batch["loss"], 2 * (lam * parts[0] + (1 - lam) * parts[1]).detach())
 
 
 def test_a_class_number_that_wraps_around_to_the_ignored_one_counts():

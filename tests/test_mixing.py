@@ -164,6 +164,14 @@ def test_weights_of_another_shape_are_refused():
         sample_partner_by(torch.ones(3, 2))
 
 
+@pytest.mark.parametrize("value", [-0.5, torch.nan])
+def test_weights_that_are_no_shares_are_refused(value):
+    weights = torch.ones(3, 3)
+    weights[1, 2] = value
+    with pytest.raises(ValueError, match=f"weights down to {value} came, from 0 on were wanted"):
+        sample_partner_by(weights)
+
+
 @given(n=st.integers(2, 8), shape=st.lists(st.integers(1, 3), max_size=2), width=st.floats(0.1, 5))
 def test_closeness_is_the_papers_density(n, shape, width):
     torch.manual_seed(n)
