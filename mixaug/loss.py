@@ -93,6 +93,7 @@ def mixed_loss(loss_func: Callable, pred: Any, yb: Sequence[Any], yb1: Sequence[
     """
     if _all_own(lam):
         return loss_func(pred, *yb)
+    lam = lam.to(torch.promote_types(lam.dtype, torch.float32))  # half precision ends before a map's positions do
     if lam.numel() == 1:
         lam = lam.view(())
         return lam * loss_func(pred, *yb) + (1 - lam) * loss_func(pred, *yb1)

@@ -143,8 +143,9 @@ def salient_position(x: Tensor) -> Tensor:
 
 
 def share(mask: Tensor) -> Tensor:
-    """Return lam of shape (B,), the mean of each sample's mask of shape (B, *size)."""
+    """Return lam of shape (B,), the mean of each sample's mask of shape (B, *size), in single precision at least."""
+    dtype = torch.promote_types(mask.dtype, torch.float32)
     if mask.ndim == 1:
-        return mask
-    kept = fast.count(mask) if mask.dtype == torch.bool else mask.flatten(1).sum(1)
+        return mask.to(dtype)
+    kept = fast.count(mask) if mask.dtype == torch.bool else mask.flatten(1).sum(1, dtype=dtype)
     return kept / math.prod(mask.shape[1:])

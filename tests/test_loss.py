@@ -317,6 +317,17 @@ def test_what_a_hook_makes_of_the_loss_is_mixed():
         torch.testing.assert_close(batch["loss"], 2 * (lam * parts[0] + (1 - lam) * parts[1]).detach())
 
 
+@pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(), nn.CrossEntropyLoss(label_smoothing=0.1), nn.NLLLoss()])
+def test_half_precision_shares_of_large_maps(loss):
+    pred, y = torch.randn(2, 3, 200, 200).log_softmax(1), torch.randint(0, 3, (2, 200, 200))
+    lam = torch.rand(2).half()
+    each = copy.copy(loss)
+    each.reduction = "none"
+    parts = [each(pred, target).double().mean((1, 2)) for target in (y, y.flip(0))]
+    expected = (lam.double() * parts[0] + (1 - lam.double()) * parts[1]).mean()
+    torch.testing.assert_close(mixed_loss(loss, pred, (y,), (y.flip(0),), lam), expected.float())
+
+
 def test_a_class_number_that_wraps_around_to_the_ignored_one_counts():
     pred, y = torch.randn(N, 200), torch.full((N,), 156, dtype=torch.uint8)
     loss, lam = nn.CrossEntropyLoss(), torch.rand(N)

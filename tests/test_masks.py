@@ -217,3 +217,11 @@ def test_an_object_stands_out_more_than_a_pixel():
     row, column = (salient_position(x)[:, 0] * 20).floor().tolist()
     assert 4 <= row < 7
     assert 12 <= column < 15
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("size", [(), (300, 300)])
+def test_shares_of_half_precision_masks_are_exact(dtype, size):
+    mask = torch.rand(3, *size).to(dtype)
+    expected = mask.double().flatten(1).mean(1) if size else mask.double()
+    torch.testing.assert_close(share(mask), expected.float())
