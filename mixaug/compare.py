@@ -266,6 +266,8 @@ class Clock(Callback):
 
     def after_epoch(self) -> None:
         self.seconds.append(time.perf_counter() - self.epoch_start)
+        if self.opt.frozen_idx:
+            return  # the first fit of `fine_tune`: the run goes on
         left = (time.monotonic() - self.start) * (self.runs / (self.done + (self.epoch + 1) / self.n_epoch) - 1)
         minutes, seconds = divmod(round(left), 60)
         line = f"run {self.done + 1} of {self.runs}, {minutes}:{seconds:02} left: {self.label}"

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import re
 import shutil
 from dataclasses import replace
 from functools import partial
@@ -11,6 +12,8 @@ from importlib.metadata import version
 import numpy as np
 import pytest
 import torch
+from common import on
+from fastai.torch_core import params
 from matplotlib.figure import Figure
 from PIL import Image
 from scipy.stats import ttest_1samp
@@ -561,6 +564,16 @@ def test_a_training_counts_its_accuracy_exactly_and_has_no_infinite_loss():
     clock.seconds = [1.0]
     learn.fit_one_cycle = lambda epochs, lr: setattr(learn.recorder, "values", [[0.1, math.inf, 0.5, math.nan]])
     assert repr(train(learn, clock, 1, 0.005)) == "Run(accuracy=[0.5], loss=nan, ece=nan, seconds=1.0)"
+
+
+def test_a_run_that_begins_frozen_ends_once(capsys):
+    learn = learner(digits(), 0, 0, 128, "cnn", False)
+    learn.pretrained, learn.splitter = True, lambda model: [params(model[0]), params(model[1:])]
+    fits = []
+    learn.add_cb(on("before_fit", lambda learn: fits.append(learn.opt.frozen_idx)))
+    train(learn, Clock(2), 2, 0.005)
+    assert fits == [1, 0]
+    assert re.fullmatch(r"run 1 of 2, \d+:\d\d left: \n", capsys.readouterr().err)
 
 
 # So that a check which no longer refuses fails its test at once, instead of training for hours
