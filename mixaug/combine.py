@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .handlers import MixHandler, _number
+from .handlers import MixHandler, _flag, _number
 from .mixing import Mix, choose
 
 
@@ -53,7 +53,7 @@ class OneOf(MixHandler):
             )
         if not per_sample and (clean or stack_y is not None):
             raise ValueError("clean or stack_y came for a choice by batch, they were wanted for its methods")
-        self.methods, self.each = list(methods), per_sample
+        self.methods, self.each = list(methods), _flag("per_sample", per_sample)
         self.order = max(method.order for method in methods)
         self.chosen: Any = None
 

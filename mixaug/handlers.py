@@ -58,6 +58,7 @@ class MixHandler(Callback):
     lam: Any
     yb1: Any
     _own: Any
+    _stacked: list[bool]
 
     def __init__(
         self,
@@ -85,8 +86,9 @@ class MixHandler(Callback):
             raise ValueError("clean=True came with stack_x=True, one of them was wanted")
         if not (pair is None or callable(pair) or pair in tuple(PAIRS)):
             raise ValueError(f"pair came as {pair!r}, None, {', '.join(map(repr, PAIRS))} or a function was wanted")
-        self.clean, self.pair = clean, pair
-        self.per_sample, self.fold, self.stack_x, self.stack_y = per_sample, fold, stack_x, stack_y
+        self.clean, self.pair, self.stack_y = _flag("clean", clean), pair, stack_y
+        self.per_sample, self.fold = _flag("per_sample", per_sample), _flag("fold", fold)
+        self.stack_x = _flag("stack_x", stack_x)
         self.mix = self.lam = self.yb1 = self._own = None
         self.seed, self._stream = seed, None
         self.one_lam = False  # whether the loss is given one share for the batch
@@ -205,7 +207,9 @@ class MixHandler(Callback):
     def blend_targets(self) -> None:
         """Give the batch the targets that `mix` makes of its own, and the loss the partners' and the share."""
         self.lam, self.yb1 = self.mix.lam, tuple(map(self.mix.partners, self._own))
-        self.learn.yb = tuple(y if self.stacks(y) else self.mix.blend(y) for y in self._own)
+        self._stacked = list(map(self.stacks, self._own))
+        targets = zip(self._own, self._stacked, strict=True)
+        self.learn.yb = tuple(y if stacked else self.mix.blend(y) for y, stacked in targets)
 
     def double(self) -> None:
         """Put the batch as it is in front of the one that is mixed."""
@@ -298,24 +302,34 @@ class MixHandler(Callback):
                 self.stack_features() if self.stack_x else self.mix_features()
 
     def after_pred(self) -> None:
-        if self.yb1 is not None and self.stack_y:
+        if self.yb1 is None:
+            return
+        stacked = list(map(self.stacks, self.learn.yb))
+        if self._own is not None and stacked != self._stacked:
+            came, mixed = ([str(y.dtype) for y in targets] for targets in (self.yb, self.yb1))
+            raise TypeError(
+                f"targets of {came} came to the loss, those mixed were of {mixed}: what changes targets has to come "
+                f"before the mixing (a callback of order < {self.order})"
+            )
+        if any(stacked):
             self.wrap_loss()
             self.learn.loss_func.instead = self._mixed_or_plain
 
-    def _mixed_or_plain(self, pred: Any, *yb: Any) -> Tensor:
+    def _mixed_or_plain(self, pred: Any, *yb: Any, **kwargs: Any) -> Tensor:
         """The loss of the mix for the prediction, and any other of the mixed inputs; the user's for what else comes."""
         own = self.learn.yb
         again = self.input_is_mixed() and len(yb) == len(own) and all(map(operator.is_, yb, own))
-        return (self.lf if pred is self.learn.pred or again else self.old_lf)(pred, *yb)
+        return (self.lf if pred is self.learn.pred or again else self.old_lf)(pred, *yb, **kwargs)
 
     def input_is_mixed(self) -> bool:
         """Whether the model is given mixed inputs, so that whatever it makes of them is of the mix."""
         return True
 
-    def lf(self, pred: Any, *yb: Any) -> Tensor:
+    def lf(self, pred: Any, *yb: Any, **kwargs: Any) -> Tensor:
         """Return the loss of a mixed batch: `lam · L(pred, yb) + (1 - lam) · L(pred, yb1)`."""
         yb1 = tuple(like(y, y1) if self.stacks(y) else y for y, y1 in zip(yb, self.yb1, strict=True))
-        return mixed_loss(self.old_lf, pred, yb, yb1, self.lam[:1] if self.one_lam else self.lam)
+        loss_func = partial(self.old_lf, **kwargs) if kwargs else self.old_lf
+        return mixed_loss(loss_func, pred, yb, yb1, self.lam[:1] if self.one_lam else self.lam)
 
     def after_loss(self) -> None:
         if not self.input_is_mixed():
@@ -359,7 +373,7 @@ class MixHandler(Callback):
 
     @stack_y.setter
     def stack_y(self, value: bool | None) -> None:
-        self._stack_y = value
+        self._stack_y = None if value is None else _flag("stack_y", value)
 
     @property
     def old_lf(self) -> Callable:
@@ -380,7 +394,7 @@ class MixHandler(Callback):
         """A target in the type its loss wants (fastai's for numbers turn integers into floats), if it can be mixed."""
         if not isinstance(y, Tensor):
             raise TypeError(f"a target of type {type(y).__name__} came, tensors were wanted, each a target of its own")
-        if any(c.__name__ == "TensorBBox" for c in type(y).__mro__):
+        if any(c.__name__ in ("TensorBBox", "BoundingBoxes") for c in type(y).__mro__):
             raise TypeError("bounding boxes came, which cannot be mixed: an average of two boxes is around nothing")
         covered = self.mix.mask.ndim > 1 and self.mix.covers(y)
         if covered and self.mix.mask.is_floating_point() and self.stacks(y):
@@ -540,6 +554,12 @@ def _number(name: str, value: Any, ok: Callable[[float], bool], wanted: str) -> 
     if not ok(number := float(value)):
         raise ValueError(message)
     return number
+
+
+def _flag(name: str, value: Any) -> bool:
+    if value not in (True, False):
+        raise TypeError(f"{name} came as {value!r}, True or False was wanted")
+    return bool(value)
 
 
 def _schedule(name: str, value: Any) -> Any:

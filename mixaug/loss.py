@@ -41,7 +41,7 @@ _AVERAGES = {
 _BY_CLASS = {nn.CrossEntropyLoss, nn.NLLLoss, LabelSmoothingCrossEntropy, F.cross_entropy, F.nll_loss}
 # and of these by that of weights of another kind, if they are given any
 _BY_WEIGHT = {F.huber_loss, F.l1_loss, F.mse_loss, F.smooth_l1_loss}
-# With these a loss module may compute anything, whatever its class
+# With these, or a `forward` of its own, a loss module may compute anything, whatever its class
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -140,6 +140,7 @@ def is_average(loss_func: Callable) -> bool:
         and not (kind in _BY_WEIGHT and _option(loss_func, "weight") is not None)
         and _option(loss_func, "reduction", "mean") in ("mean", "sum", "none")
         and not any(getattr(inner, name, None) for name in _HOOKS)
+        and (torch.compiler.is_compiling() or "forward" not in getattr(inner, "__dict__", {}))  # compilers do not look
     )
 
 

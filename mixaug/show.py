@@ -19,7 +19,7 @@ from fastcore.meta import delegates
 from torch import Tensor
 
 from .combine import OneOf
-from .handlers import MixHandler
+from .handlers import MixHandler, _number
 from .masks import SymmetricBeta
 from .mixing import like, map_tensors, tensors, untyped
 
@@ -41,7 +41,8 @@ def plot_lam(
     from matplotlib import pyplot as plt
     from scipy.stats import beta
 
-    alphas = [alpha] if not isinstance(alpha, Iterable) else list(alpha)
+    given = alpha if isinstance(alpha, Iterable) else [alpha]
+    alphas = [_number("alpha", a, lambda a: 0 < a < math.inf, "a finite number above 0") for a in given]
     axes = plt.subplots(1, 2, figsize=figsize, layout="constrained")[1] if ctxs is None else list(ctxs)
     t = torch.linspace(0.001, 0.999, 999).tolist()
     for a in alphas:

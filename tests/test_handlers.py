@@ -2,13 +2,14 @@
 
 import inspect
 import math
+import re
 from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from common import BS, C, N, cnn, every_method, images, learner, loaders, no_hooks, on
+from common import BS, EVERY, C, N, cnn, every_method, images, learner, loaders, no_hooks, on
 from fastai.callback.core import CancelBatchException, CancelEpochException, CancelFitException, CancelTrainException
 from fastai.callback.mixup import CutMix as FastaiCutMix
 from fastai.learner import Learner
@@ -18,7 +19,7 @@ from fastcore.basics import fastuple
 from torch import nn
 from torch.distributions import Beta
 
-from mixaug import CutMix, ManifoldMixup, Mix, MixHandler, MixUp, MixUpLoss, OutputMixup, sample_partner
+from mixaug import CutMix, ManifoldMixup, Mix, MixHandler, MixUp, MixUpLoss, OneOf, OutputMixup, PatchUp, sample_partner
 
 DEFAULTS = {MixHandler: 0.5, MixUp: 0.4, CutMix: 1.0, ManifoldMixup: 0.4, OutputMixup: 0.4}
 
@@ -71,6 +72,22 @@ def test_a_prob_that_is_no_share_is_refused(prob, error):
 def test_a_seed_that_is_no_whole_number_is_refused(seed, error):
     with pytest.raises(error, match="seed came as"):
         MixUp(seed=seed)
+
+
+@pytest.mark.parametrize("value", ["False", None, 2, [True]])
+@pytest.mark.parametrize(
+    ("method", "name"),
+    [
+        *((MixUp, name) for name in ("per_sample", "fold", "stack_x", "clean", "stack_y")),
+        (ManifoldMixup, "input_mixup"),
+        (PatchUp, "hard"),
+        (lambda per_sample: OneOf(MixUp(), per_sample=per_sample), "per_sample"),
+    ],
+)
+def test_what_is_neither_true_nor_false_is_refused(method, name, value):
+    value = 3 if (name, value) == ("stack_y", None) else value  # None leaves it to the type of the targets
+    with pytest.raises(TypeError, match=f"{name} came as {re.escape(repr(value))}, True or False was wanted"):
+        method(**{name: value})
 
 
 @pytest.mark.parametrize(
@@ -241,6 +258,31 @@ def test_stack_y_none_averages_floats():
     lam, y1 = row["lam"][:, None], y[row["mix"].partner]
     torch.testing.assert_close(row["y"][0], lam * y + (1 - lam) * y1)
     torch.testing.assert_close(row["loss"], F.mse_loss(row["pred"], row["y"][0]), check_dtype=False)
+
+
+@pytest.mark.parametrize("method", EVERY)
+def test_targets_that_change_their_kind_after_the_mixing_are_an_error(method):
+    x, y = images(n=BS), torch.randint(0, C, (BS,))
+    to_floats = lambda learn: setattr(learn, "yb", (F.one_hot(learn.y, C).float(),))  # noqa: E731
+    learn = learner(EVERY[method](1), x, y.float() if method == "CMixup" else y, loss=nn.CrossEntropyLoss())
+    if method == "CMixup":
+        to_floats = lambda learn: setattr(learn, "yb", (learn.y.long(),))  # noqa: E731
+    learn.add_cb(on("before_batch", to_floats, order=2))
+    with pytest.raises(TypeError, match=r"torch\.(float32|int64).* came to the loss.*callback of order <"):
+        learn.fit(1)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_a_loss_called_with_keywords_is_mixed_as_it_asks(reduction):
+    x, y, seen = images(n=BS), torch.randint(0, C, (BS,)), []
+    learn = learner(MixUp(1.0), x, y, loss=F.cross_entropy)
+    again = lambda learn: seen.append(learn.loss_func(learn.pred, *learn.yb, reduction=reduction))  # noqa: E731
+    learn.add_cb(on("after_loss", again, order=-1))
+    learn.fit(1)
+    (row,) = learn.spy.batches
+    parts = [F.cross_entropy(row["pred"], target, reduction="none") for target in (y, y[row["mix"].partner])]
+    each = row["lam"] * parts[0] + (1 - row["lam"]) * parts[1]
+    torch.testing.assert_close(seen[0].detach(), {"mean": each.mean(), "sum": each.sum(), "none": each}[reduction])
 
 
 def test_stack_y_false_never_averages_class_numbers():

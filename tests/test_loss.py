@@ -305,6 +305,14 @@ def test_a_loss_with_a_hook_may_be_anything(kind):
     assert is_average(loss)
 
 
+@pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(), CrossEntropyLossFlat()])
+def test_a_loss_with_another_forward_may_be_anything(loss):
+    inner = getattr(loss, "func", loss)
+    assert is_average(loss)
+    inner.forward = lambda pred, y: pred.sum()
+    assert not is_average(loss)
+
+
 def test_what_a_hook_makes_of_the_loss_is_mixed():
     x, y, loss = torch.randn(4 * N, 6), torch.randint(0, C, (4 * N,)), nn.CrossEntropyLoss()
     loss.register_forward_hook(lambda module, args, value: 2 * value)

@@ -1,6 +1,7 @@
 """What is shown is what a training would get, and showing changes nothing."""
 
 import copy
+import math
 import re
 
 import matplotlib as mpl
@@ -159,3 +160,9 @@ def test_the_densities_of_an_alpha_have_area_one(alpha):
             x, y = line.get_data()
             assert 0.85 < ((y[1:] + y[:-1]) / 2 * (x[1] - x[0])).sum() < 1.01  # but for the ends
     assert plot_lam(1, ctxs=axes)[0] is axes[0]
+
+
+@pytest.mark.parametrize("alpha", [0, -1.0, [0.4, math.nan]])
+def test_an_alpha_that_has_no_density_is_not_drawn(alpha):
+    with pytest.raises(ValueError, match=r"alpha came as (0|-1\.0|nan), a finite number above 0"):
+        plot_lam(alpha)

@@ -256,13 +256,12 @@ def test_images_of_bytes_are_cut_but_not_averaged():
         learner(METHODS["MixUp"](), x, model=Scaled()).fit(1)
 
 
+@pytest.mark.parametrize("name", ["TensorBBox", "BoundingBoxes"])  # of fastai and torchvision
 @pytest.mark.parametrize("method", METHODS)
-def test_bounding_boxes_are_refused(method):
-    class TensorBBox(TensorBase):
-        """Of the name of fastai's own, whose module is slow to import."""
-
+def test_bounding_boxes_are_refused(method, name):
+    kind = type(name, (TensorBase,), {})
     learn = learner(METHODS[method](), loss=lambda pred, y: pred.sum())
-    boxes = lambda learn: setattr(learn, "yb", (TensorBBox(torch.rand(len(learn.x), 1, 4)),))  # noqa: E731
+    boxes = lambda learn: setattr(learn, "yb", (kind(torch.rand(len(learn.x), 1, 4)),))  # noqa: E731
     learn.add_cb(on("before_batch", boxes, order=-1))
     with pytest.raises(TypeError, match="bounding boxes came"):
         learn.fit(1)
