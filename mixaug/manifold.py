@@ -11,7 +11,7 @@ from fastcore.basics import noop
 from fastcore.meta import delegates
 from torch import Tensor, nn
 
-from .handlers import MixHandler, MixUp
+from .handlers import MixHandler, MixUp, _flag
 from .masks import box_mask
 from .mixing import Mix, map_tensors, tensors
 
@@ -38,9 +38,10 @@ def hidden_layers(model: nn.Module) -> dict[str, nn.Module]:
 
     Those marked by `mixable`, else the decoder blocks of a U-Net, else the network's blocks (residual blocks, encoder
     layers, `ConvLayer`, `LinBnDrop`, ...), else its convolutions and linear layers. Never a part of a block, which a
-    residual connection may go around, nothing recurrent, and not the layer whose output is the prediction. What the
-    `forward` of the model itself does is not seen: where it has branches or sums, mark the layers behind them. The
-    features of a U-Net's encoder go around its decoder blocks, unmixed.
+    residual connection may go around, nothing recurrent, no attention over sequences with the batch in second place
+    (`batch_first=False`), and not the layer whose output is the prediction. What the `forward` of the model itself does
+    is not seen: where it has branches or sums, mark the layers behind them. The features of a U-Net's encoder go around
+    its decoder blocks, unmixed.
 
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
     >>> hidden_layers(model)
@@ -56,7 +57,7 @@ def _blocks(model: nn.Module) -> list[nn.Module]:
     last = [m for m in model.modules() if not list(m.children()) and list(m.parameters())][-1:]
     parts = [m for m in _parts(model, Counter(map(type, model.modules()))) if _computes(m)]
     head = [m for m in parts if set(last) & set(m.modules())]
-    usable = [m for m in parts if m not in head and not any(isinstance(s, _RECURRENT) for s in m.modules())]
+    usable = [m for m in parts if m not in head and not any(map(_is_along_time, m.modules()))]
     # A head may have layers of its own, which come into question where nothing in front of it does
     return [m for m in usable if list(m.children())] or usable or [m for h in head for m in _blocks(h)]
 
@@ -90,6 +91,11 @@ def _is_own(module: nn.Module) -> bool:
     return bool(list(module.children())) and not isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict))
 
 
+def _is_along_time(module: nn.Module) -> bool:
+    """Whether a module carries a state from sample to sample in time, or wants the time in the place of the batch."""
+    return isinstance(module, _RECURRENT) or getattr(module, "batch_first", True) is False
+
+
 def _computes(module: nn.Module) -> bool:
     return any(isinstance(m, _WEIGHTS) for m in module.modules())
 
@@ -119,7 +125,7 @@ class ManifoldMixup(MixHandler):
         **kwargs: Any,
     ):
         super().__init__(alpha, **kwargs)
-        self.input_mixup, self.modules, self.hidden_layers = input_mixup, None, {}
+        self.input_mixup, self.modules, self.hidden_layers = _flag("input_mixup", input_mixup), None, {}
         if modules is not None:
             self.modules = _modules(modules)
         self.mixed_layer: Any = None
@@ -268,7 +274,7 @@ class PatchUp(ManifoldMixup):
         hard: bool = False,  # Replace the box by the partner's; False: average inside of it, by another share
         **kwargs: Any,
     ):
-        self.hard = hard
+        self.hard = _flag("hard", hard)
         super().__init__(alpha, **kwargs)
 
     def _new_pass(self) -> Any:

@@ -122,7 +122,8 @@ def map_tensors(f: Callable[[Tensor], Any], nest: Any) -> Any:
         return kind(*items) if hasattr(kind, "_fields") else kind(items)  # a namedtuple has fields
     if isinstance(nest, MutableMapping):
         result = copy(nest)  # of whatever class, a defaultdict's function included
-        result.update((key, map_tensors(f, value)) for key, value in nest.items())
+        for key, value in nest.items():  # one by one: Hugging Face's refuse `update`
+            result[key] = map_tensors(f, value)
         return result
     if isinstance(nest, Mapping):
         return kind({key: map_tensors(f, value) for key, value in nest.items()})
@@ -176,6 +177,11 @@ class Mix:
     def partners(self, x: Tensor) -> Tensor:
         """Return `x` of shape (B, ...) with each sample's partner in its place."""
         with untyped():
+            if x.shape[:1] != self.partner.shape:
+                raise ValueError(
+                    f"a tensor of shape {tuple(x.shape)} came with {len(self.partner)} partners, as many samples were "
+                    "wanted"
+                )
             return like(x, x.index_select(0, self.partner))
 
     def shared(self) -> "Mix":

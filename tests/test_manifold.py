@@ -109,6 +109,14 @@ def test_nothing_recurrent_is_mixed():
     assert list(hidden_layers(model)) == ["0.0"]
 
 
+def test_nothing_that_has_the_time_in_front_is_mixed():
+    for batch_first in (False, True):
+        layer = nn.TransformerEncoderLayer(4, 2, 8, batch_first=batch_first)
+        body = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        found = list(hidden_layers(nn.Sequential(nn.Linear(4, 4), body, nn.Flatten(), nn.Linear(12, C))))
+        assert any(name.startswith("1") for name in found) == batch_first
+
+
 def test_marked_layers_come_before_all_others():
     model = convnet()
     assert mixable(model[1][0]) is model[1][0]
@@ -168,6 +176,9 @@ Pair = namedtuple("Pair", "left right")
 
 class Output(dict):
     """As some libraries return."""
+
+    def update(self, *args):
+        raise RuntimeError("as Hugging Face's do")
 
 
 @pytest.mark.parametrize(
