@@ -54,7 +54,9 @@ def closeness(y: Tensor, bandwidth: float = 1.0) -> Tensor:
     >>> closeness(torch.tensor([0.0, 1.0, 9.0])).argmax(1)
     tensor([1, 0, 1])
     """
-    y = y.float().flatten(1) if y.ndim > 1 else y.float()[:, None]
+    y = (y if y.is_floating_point() else y.long()).reshape(len(y), -1)
+    y = (y - y[:1]).float()  # before that large numbers, as those of times, are told apart
+    y = y / y.abs().amax().clamp(min=torch.finfo(y.dtype).tiny)
     distance = torch.cdist(y, y, compute_mode="donot_use_mm_for_euclid_dist").square()
     distance = distance / (2 * bandwidth**2 * y.var(0).sum().clamp(min=1e-12))
     return distance.fill_diagonal_(torch.inf).neg().softmax(1)

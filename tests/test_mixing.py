@@ -185,6 +185,27 @@ def test_closeness_is_the_papers_density(n, shape, width):
         torch.testing.assert_close(closeness(1000 * y + 5, width)[i], got[i], rtol=1e-3, atol=1e-6)  # of any unit
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e-8, 1.0, 1e30])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_closeness_has_no_unit(scale, dtype):
+    y = torch.randn(20, dtype=torch.float64)
+    torch.testing.assert_close(closeness((y * scale).to(dtype), 0.3), closeness(y, 0.3), rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.int64])
+def test_closeness_knows_no_zero(dtype):
+    y = torch.randint(0, 100, (20,))
+    torch.testing.assert_close(closeness((y + 1_700_000_000_000).to(dtype), 0.3), closeness(y, 0.3))
+    assert torch.equal(closeness(y.to(torch.uint8)), closeness(y))
+
+
+def test_partners_are_wanted_of_as_many_samples():
+    mix = Mix(sample_partner(4), torch.rand(4))
+    for x in (torch.arange(9), torch.rand(3, 2), torch.tensor(1)):
+        with pytest.raises(ValueError, match="as many samples were wanted"):
+            mix.partners(x)
+
+
 def test_equal_targets_are_equally_close():
     torch.testing.assert_close(closeness(torch.ones(4)), (torch.ones(4, 4) - torch.eye(4)) / 3)
 
