@@ -140,7 +140,7 @@ def is_average(loss_func: Callable) -> bool:
         and not (kind in _BY_WEIGHT and _option(loss_func, "weight") is not None)
         and _option(loss_func, "reduction", "mean") in ("mean", "sum", "none")
         and not any(getattr(inner, name, None) for name in _HOOKS)
-        and (torch.compiler.is_compiling() or "forward" not in getattr(inner, "__dict__", {}))  # compilers do not look
+        and (torch.compiler.is_compiling() or "forward" not in getattr(inner, "__dict__", {}))  # no compiler sees it
     )
 
 
