@@ -58,7 +58,6 @@ class MixHandler(Callback):
     lam: Any
     yb1: Any
     _own: Any
-    _stacked: list[bool]
 
     def __init__(
         self,
@@ -207,9 +206,7 @@ class MixHandler(Callback):
     def blend_targets(self) -> None:
         """Give the batch the targets that `mix` makes of its own, and the loss the partners' and the share."""
         self.lam, self.yb1 = self.mix.lam, tuple(map(self.mix.partners, self._own))
-        self._stacked = list(map(self.stacks, self._own))
-        targets = zip(self._own, self._stacked, strict=True)
-        self.learn.yb = tuple(y if stacked else self.mix.blend(y) for y, stacked in targets)
+        self.learn.yb = tuple(y if self.stacks(y) else self.mix.blend(y) for y in self._own)
 
     def double(self) -> None:
         """Put the batch as it is in front of the one that is mixed."""
@@ -305,7 +302,7 @@ class MixHandler(Callback):
         if self.yb1 is None:
             return
         stacked = list(map(self.stacks, self.learn.yb))
-        if self._own is not None and stacked != self._stacked:
+        if self._own is not None and stacked != list(map(self.stacks, self._own)):
             came, mixed = ([str(y.dtype) for y in targets] for targets in (self.yb, self.yb1))
             raise TypeError(
                 f"targets of {came} came to the loss, those mixed were of {mixed}: what changes targets has to come "
