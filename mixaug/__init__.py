@@ -1,22 +1,29 @@
-"""Mix the samples of a batch while training with fastai: `Learner(..., cbs=MixUp(0.4))` or `learn.mixup()`.
+"""Mix the samples of a batch while training with fastai: ``Learner(..., cbs=MixUp(0.4))`` or ``learn.mixup()``.
 
 How a batch flows:
-1. `before_train`: `learn.loss_func` becomes a `MixUpLoss` around the user's loss.
-2. `before_batch`: a `Mix` is drawn, that is who is mixed with whom (`partner`) and how much each keeps (`mask`);
-   the inputs are blended, and the targets that can be.
-3. The model: `ManifoldMixup` blends the output of one layer here instead, `OutputMixup` the prediction.
-4. `after_pred`: the loss is told to combine, this once, the losses of the targets that could not be blended.
-5. `after_train`: `learn.loss_func` is the user's own again, and validation knows nothing of any of this.
+1. `before_train`: ``learn.loss_func`` becomes a :class:`MixUpLoss` around the user's loss.
+2. `before_batch`: :func:`mix_batch` draws a :class:`Mix`, that is who is mixed with whom (`partner`) and how much of
+   the original is kept (`mask`), and decides how the inputs and each target are mixed.
+3. The model: :class:`ManifoldMixup` mixes the output of one layer here instead, :class:`OutputMixup` the prediction.
+4. The loss: lam · L(original) + (1 - lam) · L(partner), for targets that could not be mixed themselves.
+5. `after_train`: ``learn.loss_func`` is the user's again; validation is never mixed.
 """
 
 from . import learner as _learner  # noqa: F401  (patches Learner)
-from .combine import OneOf
-from .handlers import CMixup, CutMix, FMix, MixHandler, MixUp, ResizeMix, SaliencyMix
+from .batch import MixedBatch, mix_batch
+from .handler import MixHandler
+from .layers import hidden_layers, mixable
 from .loss import MixUpLoss, mixed_loss
-from .manifold import ManifoldMixup, OutputMixup, PatchUp, hidden_layers, mixable
-from .masks import box_mask, fourier_mask, salient_position, sample_lam, whole_in_box
+from .methods.average import CMixup, MixUp
+from .methods.cut import CutMix, box_mask
+from .methods.cut_variants import FMix, ResizeMix, SaliencyMix, fourier_mask, paste_mask, saliency_peak
+from .methods.hidden import ManifoldMixup
+from .methods.one_of import OneOf, choose
+from .methods.output import OutputMixup
+from .methods.patch_up import PatchUp
 from .metrics import MixedMetric
-from .mixing import Mix, blend, choose, closeness, sample_partner, sample_partner_by
+from .mix import Mix, blend, sample_lam, sample_partner
+from .pairing import sample_partner_by, target_similarity
 from .show import plot_lam
 
 __version__ = "0.1.0"
@@ -29,6 +36,7 @@ __all__ = [
     "MixHandler",
     "MixUp",
     "MixUpLoss",
+    "MixedBatch",
     "MixedMetric",
     "OneOf",
     "OutputMixup",
@@ -38,15 +46,16 @@ __all__ = [
     "blend",
     "box_mask",
     "choose",
-    "closeness",
     "fourier_mask",
     "hidden_layers",
+    "mix_batch",
     "mixable",
     "mixed_loss",
+    "paste_mask",
     "plot_lam",
-    "salient_position",
+    "saliency_peak",
     "sample_lam",
     "sample_partner",
     "sample_partner_by",
-    "whole_in_box",
+    "target_similarity",
 ]

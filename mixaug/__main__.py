@@ -6,16 +6,23 @@ USAGE = """\
 usage: mixaug compare [options]
 
 commands:
-  compare    train with and without each mixing method, and tell which of them help on your images
+  compare    train with and without each mixing method, and report which of them help on your images
 
 `mixaug compare --help` lists the options."""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the sub-command that `argv` names (None: the process's arguments) and return the exit code."""
+    """Run a subcommand.
+
+    Args:
+        argv: Arguments; None: those of the process.
+
+    Returns:
+        The exit code.
+    """
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["compare"]:
-        from .compare import main as compare  # here, because it imports what the usage text can do without
+        from .compare import main as compare  # imported late, so that the usage is printed fast
 
         return compare(argv[1:])
     known = argv[:1] in ([], ["-h"], ["--help"])

@@ -1,8 +1,8 @@
-"""`mixaug compare`: train the same model with and without each mixing method, and tell which of them help.
+"""`mixaug compare`: train the same model with and without each mixing method, and report which methods help.
 
-The model's first weights, the order of the batches and the wrong labels are the same for all methods of a seed. So a
-method is compared to plain training seed by seed. Each finished run is kept in a file, from where another call with
-the same settings takes it instead of training again.
+The baseline is training without mixing. All methods of a seed have the same initial weights, batch order and label
+noise, so each method is compared to the baseline seed by seed. Finished runs are stored in a file. Another call with
+the same settings reuses them instead of training again.
 """
 
 import hashlib
@@ -41,13 +41,18 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from . import __version__
-from .combine import OneOf
-from .handlers import CutMix, FMix, MixHandler, MixUp, ResizeMix, SaliencyMix
-from .manifold import ManifoldMixup, OutputMixup, PatchUp
+from .handler import MixHandler
+from .methods.average import MixUp
+from .methods.cut import CutMix
+from .methods.cut_variants import FMix, ResizeMix, SaliencyMix
+from .methods.hidden import ManifoldMixup
+from .methods.one_of import OneOf
+from .methods.output import OutputMixup
+from .methods.patch_up import PatchUp
 
 
 def one_of(alpha: float = 1.0) -> OneOf:
-    """MixUp or CutMix, for each sample one of them."""
+    """Return MixUp or CutMix, chosen for each sample."""
     return OneOf(MixUp(alpha), CutMix(alpha), per_sample=True)
 
 
@@ -64,16 +69,22 @@ METHODS: dict[str, Callable[..., MixHandler]] = {
     "output_mixup": OutputMixup,
     "one_of": one_of,
 }
-TILES = 4  # samples shown of each method
+TILES = 4  # samples to show for each method
 
 
 class BadInputError(Exception):
-    """What the user can put right; its text is the one line that is shown."""
+    """An error that the user can fix. Its message is printed without a traceback."""
 
 
 @dataclass(frozen=True)
 class Data:
-    """Images (N, C, H, W), uint8 or floats in [0, 1], with class numbers (N,), and the names of the classes."""
+    """A data set for image classification.
+
+    Args:
+        train: Images ``(N, C, H, W)``, uint8 or floats in [0, 1], and class indices ``(N,)``.
+        valid: The same for validation.
+        classes: Names of the classes.
+    """
 
     train: tuple[Tensor, Tensor]
     valid: tuple[Tensor, Tensor]
@@ -82,9 +93,13 @@ class Data:
 
 @dataclass(frozen=True)
 class Run:
-    """One training: validation accuracy after each epoch, loss and ECE after the last, median seconds of an epoch.
+    """The result of one training.
 
-    Loss and ECE are nan where training came to no finite number.
+    Args:
+        accuracy: Validation accuracy after each epoch, in [0, 1].
+        loss: Final validation loss; nan if it is not finite.
+        ece: Final expected calibration error, in [0, 1]; nan if it is not finite.
+        seconds: Median duration of an epoch.
     """
 
     accuracy: list[float]
@@ -95,7 +110,14 @@ class Run:
 
 @dataclass(frozen=True)
 class Summary:
-    """A measure over a method's seeds: mean, standard deviation, and its change from `none` as by `paired_interval`."""
+    """A measure over the seeds of a method.
+
+    Args:
+        mean: Mean.
+        deviation: Standard deviation.
+        change: Mean difference to the baseline, paired by seed.
+        half_width: Half width of the interval of `change`, see :func:`paired_interval`.
+    """
 
     mean: float
     deviation: float
@@ -103,15 +125,15 @@ class Summary:
     half_width: float
 
     @property
-    def excludes_zero(self) -> bool:
-        """Whether the interval of the change leaves out 0."""
+    def significant(self) -> bool:
+        """Whether the interval of the change excludes 0."""
         return abs(self.change) > self.half_width
 
 
-Methods = dict[str, Callable[[], MixHandler] | None]  # by label, what makes the callback
+Methods = dict[str, Callable[[], MixHandler] | None]  # from a label to a function that makes the callback
 Job = tuple[str, int]  # label and seed of one training
-Results = dict[str, dict[int, Run]]  # by label, then by seed; each seed is one of none's, too
-MEASURES: dict[str, tuple[Callable[[Run], float], int]] = {  # with the decimals to show
+Results = dict[str, dict[int, Run]]  # by label and seed; the baseline, `none`, has every seed
+MEASURES: dict[str, tuple[Callable[[Run], float], int]] = {  # and the number of decimals to show
     "accuracy %": (lambda run: 100 * run.accuracy[-1], 1),
     "valid loss": (lambda run: run.loss, 3),
     "ECE %": (lambda run: 100 * run.ece, 1),
@@ -122,7 +144,7 @@ MEASURES: dict[str, tuple[Callable[[Run], float], int]] = {  # with the decimals
 
 
 def digits() -> Data:
-    """Return scikit-learn's 1797 handwritten digits, 1 x 8 x 8, 45 % of each class for validation."""
+    """Return scikit-learn's 1797 handwritten digits, images of 1 x 8 x 8, with 45 % of each class for validation."""
     from sklearn.datasets import load_digits
 
     pixels, labels = load_digits(return_X_y=True)
@@ -133,9 +155,21 @@ def digits() -> Data:
 
 
 def folder(path: Path, size: int) -> Data:
-    """Read images, 3 x size x size, from class folders in train/ and valid/, or split 80 to 20 class by class."""
+    """Read images from a folder for each class.
+
+    Args:
+        path: A folder with class folders, or with such folders in train/ and valid/. Without train/ and valid/, 20 % of
+            each class are for validation.
+        size: The center of each image is resized to size x size.
+
+    Returns:
+        Images ``(N, 3, size, size)``, uint8.
+
+    Raises:
+        BadInputError: If there are no images of at least two classes, or an image cannot be read.
+    """
     if not path.is_dir():
-        raise BadInputError(f"there is no folder {path}")
+        raise BadInputError(f"data must be digits or a folder that exists, got {str(path)!r}")
     roots = [path / "train", path / "valid"]
     roots = roots if all(root.is_dir() for root in roots) else [path]
     folders = [[d for d in sorted(root.iterdir()) if d.is_dir() and d.name[0] != "."] for root in roots]
@@ -143,11 +177,11 @@ def folder(path: Path, size: int) -> Data:
     found = [Counter(name for name, _ in part) for part in files]
     classes = list(found[0])
     if len(classes) < 2:
-        raise BadInputError(f"images in two class folders at least were wanted in {roots[0]}, {classes} came")
+        raise BadInputError(f"Expected images in at least two class folders in {roots[0]}, got {classes}")
     if not found[-1] or found[-1].keys() - found[0].keys():
-        raise BadInputError(f"images of the classes {classes} were wanted in {roots[-1]}, {list(found[-1])} came")
+        raise BadInputError(f"Expected images of the classes {classes} in {roots[-1]}, got {list(found[-1])}")
     if len(roots) == 1 and min(found[0].values()) < 2:
-        raise BadInputError(f"two images of each class at least were wanted in {path}, {dict(found[0])} came")
+        raise BadInputError(f"Expected at least two images of each class in {path}, got {dict(found[0])}")
     y = [torch.tensor([classes.index(name) for name, _ in part]) for part in files]
     x = [torch.stack([read(file, size) for _, file in part]) for part in files]
     if len(roots) == 2:
@@ -157,43 +191,61 @@ def folder(path: Path, size: int) -> Data:
 
 
 def read(file: Path, size: int) -> Tensor:
-    """Return the middle of an image, uint8 (3, size, size)."""
+    """Return the center of an image, uint8 ``(3, size, size)``."""
     try:
         with Image.open(file) as image:
             square = ImageOps.fit(image.convert("RGB"), (size, size))
-    except Exception as error:  # Pillow's decoders let through whatever they come upon
-        raise BadInputError(f"{file} cannot be read as an image ({first_line(error)})") from None
+    except Exception as error:  # Pillow's decoders raise errors of many kinds
+        raise BadInputError(f"Expected an image, got {file} ({first_line(error)}). Remove or repair it") from None
     return torch.from_numpy(np.array(square)).permute(2, 0, 1)
 
 
-def split(y: Tensor, share: float) -> tuple[Tensor, Tensor]:
-    """Return where the training and the validation samples are: a fixed random `share` of each class, one at least."""
+def split(y: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
+    """Split samples into training and validation samples, always in the same way.
+
+    Args:
+        y: Class indices ``(N,)``.
+        fraction: Fraction of each class for validation, in [0, 1]; at least one sample.
+
+    Returns:
+        Indices of the training samples and of the validation samples.
+    """
     rng, train, valid = torch.Generator().manual_seed(0), [], []
     for c in y.unique():
         at = torch.where(y == c)[0]
         at = at[torch.randperm(len(at), generator=rng)]
-        n = max(1, round(share * len(at)))
+        n = max(1, round(fraction * len(at)))
         train.append(at[n:])
         valid.append(at[:n])
     return torch.cat(train), torch.cat(valid)
 
 
-def noisy(y: Tensor, share: float, n_classes: int, seed: int) -> Tensor:
-    """Return labels (N,) of which a random `share` became another class, each other class as likely as the next."""
+def noisy(y: Tensor, fraction: float, n_classes: int, seed: int) -> Tensor:
+    """Add label noise.
+
+    Args:
+        y: Class indices ``(N,)``.
+        fraction: Fraction of the labels to replace by another class, in [0, 1]. All other classes are equally likely.
+        n_classes: Number of classes.
+        seed: Seed of the random generator.
+
+    Returns:
+        Noisy labels ``(N,)``.
+    """
     rng = torch.Generator().manual_seed(seed)
-    wrong = torch.randperm(len(y), generator=rng)[: round(share * len(y))]
-    shift = torch.randint(1, n_classes, (len(wrong),), generator=rng)
-    return y.index_put((wrong,), (y[wrong] + shift) % n_classes)
+    replaced = torch.randperm(len(y), generator=rng)[: round(fraction * len(y))]
+    shift = torch.randint(1, n_classes, (len(replaced),), generator=rng)
+    return y.index_put((replaced,), (y[replaced] + shift) % n_classes)
 
 
 def fingerprint(data: Data) -> str:
-    """Return sixteen digits that differ where a tensor or the classes do."""
+    """Return a hash of the tensors and the classes, 16 hexadecimal digits."""
     arrays = [t.contiguous().numpy() for t in (*data.train, *data.valid)]
     return digest([repr((data.classes, [(a.dtype, a.shape) for a in arrays])).encode(), *(a.data for a in arrays)])
 
 
 def digest(parts: Iterable[bytes | memoryview]) -> str:
-    """Return sixteen digits that differ where a part does."""
+    """Return a hash of all parts, 16 hexadecimal digits."""
     total = hashlib.sha256()
     for part in parts:
         total.update(part)
@@ -209,7 +261,7 @@ def floats(x: Tensor) -> Tensor:
 
 
 class Batches(TfmdDL):
-    """Batches taken straight out of tensors, which costs nothing for each sample."""
+    """A loader that indexes whole tensors once for each batch, without a cost for each sample."""
 
     def create_batches(self, samps: Iterator[int]) -> Iterator[tuple[Tensor, Tensor]]:
         x, y = self.dataset.tensors
@@ -218,14 +270,23 @@ class Batches(TfmdDL):
 
 
 def learner(data: Data, seed: int, noise: float, bs: int, arch: str, pretrained: bool) -> Learner:
-    """Return a learner whose weights, order of the batches and wrong labels are given by `seed`."""
+    """Return a learner with accuracy and expected calibration error as metrics.
+
+    Args:
+        data: Images and labels.
+        seed: Seed of the initial weights, the batch order and the label noise.
+        noise: Fraction of the training labels to replace by another class, in [0, 1].
+        bs: Batch size.
+        arch: ``"cnn"``, or the name of a model of torchvision or timm.
+        pretrained: Start from downloaded weights.
+    """
     set_seed(seed)
     (x, y), n_classes = data.train, len(data.classes)
     train_ds = TensorDataset(x, noisy(y, noise, n_classes, seed))
     train_dl = Batches(train_ds, bs=min(bs, len(y)), shuffle=True, drop_last=True, num_workers=0)
     valid_dl = Batches(TensorDataset(*data.valid), bs=bs, num_workers=0)
     dls = DataLoaders(train_dl, valid_dl, device=default_device())
-    # accuracy is counted, as fastai's own is rounded to single precision: equal differences would differ a little
+    # Accuracy in double precision: fastai's is rounded to single precision, and equal differences would not be equal
     accuracy = AccumMetric(lambda pred, target: (pred.argmax(1) == target).sum().item() / len(target), flatten=False)
     calibration = AccumMetric(lambda pred, target: ece(pred.softmax(1), target), flatten=False)
     loss_func, metrics = CrossEntropyLossFlat(), [accuracy, calibration]
@@ -239,13 +300,19 @@ def learner(data: Data, seed: int, noise: float, bs: int, arch: str, pretrained:
 
 
 def cnn(n_in: int, n_classes: int) -> nn.Module:
-    """Return a network for small images (B, n_in, H, W)."""
+    """Return a network for small images ``(B, n_in, H, W)``."""
     body = ConvLayer(n_in, 32), ConvLayer(32, 64, stride=2), ConvLayer(64, 128, stride=2)
     return nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, n_classes))
 
 
 def ece(prob: Tensor, target: Tensor, bins: int = 15) -> float:
-    """Return the mean gap of top probability and accuracy in bins of equal width; `prob` (N, C), `target` (N,)."""
+    """Return the expected calibration error: the mean gap between confidence and accuracy.
+
+    Args:
+        prob: Probabilities ``(N, C)``. Confidence is the largest of a sample.
+        target: Class indices ``(N,)``.
+        bins: Number of bins of confidence, of equal width.
+    """
     top, guess = prob.max(1)
     gap = top - (guess == target).to(top)
     at = (top * bins).ceil().long().clamp(1, bins) - 1
@@ -253,7 +320,7 @@ def ece(prob: Tensor, target: Tensor, bins: int = 15) -> float:
 
 
 class Clock(Callback):
-    """Times the epochs and says on stderr what is left: in one line on a terminal, else once a run."""
+    """Time the epochs and print the remaining time to stderr, on a terminal in one line, else once for each run."""
 
     def __init__(self, runs: int):
         self.runs, self.done, self.label, self.start = runs, 0, "", time.monotonic()
@@ -267,7 +334,7 @@ class Clock(Callback):
     def after_epoch(self) -> None:
         self.seconds.append(time.perf_counter() - self.epoch_start)
         if self.opt.frozen_idx:
-            return  # the first fit of `fine_tune`: the run goes on
+            return  # the first of the two fits of `fine_tune`
         left = (time.monotonic() - self.start) * (self.runs / (self.done + (self.epoch + 1) / self.n_epoch) - 1)
         minutes, seconds = divmod(round(left), 60)
         line = f"run {self.done + 1} of {self.runs}, {minutes}:{seconds:02} left: {self.label}"
@@ -278,7 +345,7 @@ class Clock(Callback):
 
 
 def train(learn: Learner, clock: Clock, epochs: int, lr: float) -> Run:
-    """Train, a pretrained model by fastai's `fine_tune`, and return what came of it."""
+    """Train by the one-cycle schedule, or a pretrained model by `fine_tune`, and return the result."""
     learn.add_cb(clock)
     with learn.no_bar(), learn.no_logging():
         (learn.fine_tune if getattr(learn, "pretrained", False) else learn.fit_one_cycle)(epochs, lr)
@@ -291,9 +358,14 @@ def train(learn: Learner, clock: Clock, epochs: int, lr: float) -> Run:
 
 
 class RunsFile:
-    """Finished runs, one line of JSON each; `done` are those with these settings.
+    """A file of finished runs, each a line of JSON. Lines are only added, so runs with other settings stay.
 
-    Lines are only ever added, so that runs with other settings stay.
+    Args:
+        path: The file.
+        settings: Settings of this call. The runs with equal settings are in the attribute `done`.
+
+    Raises:
+        BadInputError: If the file cannot be written, or contains anything else.
     """
 
     START = b'{"settings": '
@@ -306,15 +378,15 @@ class RunsFile:
                 file.seek(0)
                 lines = file.read().splitlines(keepends=True)
                 for at, line in enumerate(lines, 1):
-                    if written := line.strip(b"\0\r\n"):  # a power cut leaves zeros of a line on some file systems
+                    if written := line.strip(b"\0\r\n"):  # after a power failure some file systems leave zeros
                         self.read(at, written)
                 if lines and not lines[-1].endswith(b"\n"):
-                    file.write(b"\n")  # the end of a line that a crash cut off
+                    file.write(b"\n")  # a crash truncated the last line
         except OSError as error:
-            raise BadInputError(f"runs cannot be kept in {path!r} ({error.strerror}): name another file") from None
+            raise BadInputError(f"runs must be a file to write, got {path!r} ({error.strerror})") from None
 
     def read(self, at: int, line: bytes) -> None:
-        """Take over the run in line number `at`, unless it has other settings or was cut off."""
+        """Read the run in line number `at`, and skip it if it has other settings or is truncated."""
         try:
             entry = json.loads(line)
             job = entry["method"], entry["seed"]
@@ -324,11 +396,12 @@ class RunsFile:
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             start = line.strip()[: len(self.START)]
             if not (isinstance(error, ValueError) and self.START.startswith(start)):
-                message = f"line {at} of {self.path!r} is no run of this command: name another file for the runs"
-                raise BadInputError(message) from None
+                raise BadInputError(
+                    f"Expected finished runs in {self.path!r}, got something else in line {at}. Name another file"
+                ) from None
 
     def add(self, job: Job, run: Run) -> None:
-        """Keep a finished run."""
+        """Store a finished run."""
         self.done[job] = run
         label, seed = job
         entry = {"settings": self.settings, "method": label, "seed": seed, "run": asdict(run)}
@@ -337,7 +410,7 @@ class RunsFile:
 
 
 def to_json(value: Any) -> str:
-    """Return one line of JSON, with null for nan."""
+    """Return a value as one line of JSON, with null for nan."""
 
     def nulls(value: Any) -> Any:
         if isinstance(value, dict):
@@ -353,22 +426,31 @@ def to_json(value: Any) -> str:
 
 
 def paired_interval(differences: Sequence[float], comparisons: int = 1) -> tuple[float, float]:
-    """Return the mean of paired differences and half of its 95 % interval (Student's t).
+    """Return the mean of paired differences and the half width of its 95 % confidence interval (Student's t).
 
-    With `comparisons` the interval is Bonferroni's: all of so many hold together in 95 %. Half of it is nan where the
-    differences give none: a single one, or all equal.
+    Args:
+        differences: Differences, one for each pair.
+        comparisons: Number of intervals that hold simultaneously with 95 % confidence (Bonferroni), >= 1.
+
+    Returns:
+        Mean and half width. The half width is nan if there is a single difference, or if all are equal.
+
+    Raises:
+        ValueError: If there is no difference or no comparison.
     """
     d = np.asarray(differences, dtype=float)
-    if not d.size or comparisons < 1:
-        raise ValueError(f"a difference and a comparison at least were wanted, {d.size} and {comparisons} came")
+    if not d.size:
+        raise ValueError("differences must be at least one number, got none")
+    if comparisons < 1:
+        raise ValueError(f"comparisons must be >= 1, got {comparisons!r}")
     mean = float(d.mean())
-    if len(d) == 1 or np.ptp(d) <= 1e-9 * np.abs(d).max():  # but for rounding
+    if len(d) == 1 or np.ptp(d) <= 1e-9 * np.abs(d).max():  # equal up to rounding
         return mean, math.nan
     return mean, float(student.isf(0.025 / comparisons, len(d) - 1) * d.std(ddof=1) / len(d) ** 0.5)
 
 
 def summarize(results: Results) -> dict[str, dict[str, Summary]]:
-    """Return what the seeds give by label and measure, all changes of a measure corrected for their number."""
+    """Return the summary of each measure of each method, with intervals corrected for the number of methods."""
     none, summaries = results.get("none", {}), {}
     for label, runs in results.items():
         for name, (measure, _) in MEASURES.items():
@@ -380,82 +462,90 @@ def summarize(results: Results) -> dict[str, dict[str, Summary]]:
 
 
 def deviation(values: list[float]) -> float:
-    """Return the standard deviation, nan of a single value."""
+    """Return the standard deviation; nan for a single value."""
     return float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
 
 
 def change(summary: Summary, decimals: int) -> str:
-    """Return "change ± half of its interval", as far as there is one."""
+    """Return "change ± half width", or the change alone if it has no interval."""
     bounds = "" if math.isnan(summary.half_width) else f" ± {summary.half_width:.{decimals}f}"
     return f"{summary.change:+.{decimals}f}{bounds}"
 
 
 def spread(values: list[float], decimals: int) -> str:
-    """Return "mean ± standard deviation"; the mean alone of a single value."""
+    """Return "mean ± standard deviation", or the mean alone for a single value."""
     bounds = f" ± {deviation(values):.{decimals}f}" if len(values) > 1 else ""
     return f"{np.mean(values):.{decimals}f}{bounds}"
 
 
 def statement(label: str, seeds: int, summary: dict[str, Summary]) -> str:
-    """Return in words how a method compares to `none`: no more than the intervals carry."""
+    """Return a sentence that compares a method to the baseline, and claims no more than the intervals support."""
     accuracy, ece = summary["accuracy %"], summary["ECE %"]
     points = f"{change(accuracy, 1)} points"
     if seeds == 1:
-        words = f"{label}: {points} with one seed, which carries no claim"
+        words = f"{label}: {points} with one seed, which is no evidence"
     elif math.isnan(accuracy.change):
-        words = f"{label}: no claim, as not every run has a number"
+        words = f"{label}: no result, because some runs have no accuracy"
     elif math.isnan(accuracy.half_width):
-        words = f"{label}: {points} with each of {seeds} seeds, no claim: equal differences give no interval"
-    elif accuracy.excludes_zero:
-        words = f"{label} is {'better' if accuracy.change > 0 else 'worse'} than none: {points} over {seeds} seeds"
+        words = f"{label}: {points} with each of {seeds} seeds. Equal differences have no interval"
+    elif accuracy.significant:
+        better = "better" if accuracy.change > 0 else "worse"
+        words = f"{label} is significantly {better} than the baseline: {points} over {seeds} seeds"
     else:
-        words = f"{label}: no difference to none that {seeds} seeds show: {points}"
-    if ece.excludes_zero:
-        words += f". Its calibration error is {'higher' if ece.change > 0 else 'lower'}: {change(ece, 1)} points"
+        words = f"{label} is not significantly different from the baseline: {points} over {seeds} seeds"
+    if ece.significant:
+        higher = "higher" if ece.change > 0 else "lower"
+        words += f". Its calibration error is significantly {higher}: {change(ece, 1)} points"
     return words
 
 
 def statements(results: Results) -> dict[str, str]:
-    """Return for each method but `none` what can be said of it."""
+    """Return a sentence for each method except `none`."""
     summaries = summarize(results)
     return {label: statement(label, len(results[label]), summaries[label]) for label in results if label != "none"}
 
 
 def table(results: Results) -> str:
-    """Return one line for each method, and what its seeds differ by from those of `none`."""
+    """Return a line for each method, with its measures and their changes from the baseline."""
     columns = [column for name in MEASURES for column in (name, "change")]
     rows, summaries = [["method", "seeds", *columns, "time x"]], summarize(results)
     for label, runs in results.items():
         row = [label, str(len(runs))]
         for name, (measure, decimals) in MEASURES.items():
             summary = summaries[label][name]
-            shown = f"{change(summary, decimals)}{' *' if summary.excludes_zero else ''}"
+            shown = f"{change(summary, decimals)}{' *' if summary.significant else ''}"
             row += [spread([measure(run) for run in runs.values()], decimals), "" if label == "none" else shown]
         rows.append([*row, spread([run.seconds / results["none"][seed].seconds for seed, run in runs.items()], 2)])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
-def report(results: Results, wrong: float) -> str:
-    """Return the table, what it says in words, and what its signs mean."""
+def report(results: Results, noise: float) -> str:
+    """Return the table, a sentence for each method, and an explanation.
+
+    Args:
+        results: Finished runs.
+        noise: Fraction of noisy labels. If it is not 0, the baseline's best epoch is reported too.
+    """
     best = spread([100 * max(run.accuracy) for run in results["none"].values()], 1)
-    early = f"\nnone at its best epoch, the most that early stopping could give: accuracy {best} %\n"
+    early = f"\nThe baseline at its best epoch, the upper bound of early stopping: accuracy {best} %\n"
     words, n = "".join(f"{line}\n" for line in statements(results).values()), len(results) - 1
     corrected = f", Bonferroni for {n} comparisons" if n > 1 else ""
-    return f"""change: difference to none, seed by seed, ± half of its 95 % interval (paired t{corrected})
+    return f"""none: the baseline, without mixing. change: difference to none, paired by seed, ± half width of its 95 %
+interval (paired t{corrected})
 
 {table(results)}
 
-{words}{early if wrong else ""}
-Mean ± standard deviation over the seeds. ECE: calibration error, 15 bins. time x: that of an epoch and its validation,
-as a multiple of none's. * where the interval of a change leaves out 0: if no method changed anything, chance alone
-would put a star into a column of at most 1 in 20 such tables. The sentences rest on the same intervals. The seeds
-differ in first weights, order of the batches and wrong labels; the split stays the same, so what other validation
-images would change is not in these numbers."""
+{words}{early if noise else ""}
+Mean ± standard deviation over the seeds. ECE: expected calibration error, 15 bins. time x: time of an epoch with its
+validation, relative to the baseline. *: significant, the interval of the change excludes 0. If no method changed
+anything, a column would have a * in at most 1 of 20 such tables. The sentences use the same intervals. The seeds differ
+in initial weights, batch order and label noise. The split is fixed, so the intervals do not include the variation over
+validation images."""
 
 
 def as_json(settings: dict[str, Any], results: Results) -> str:
-    """Return settings, how intervals are made, and each method's runs, measures and statement, as one line of JSON."""
+    """Return the settings and the runs, measures and sentence of each method as one line of JSON."""
     words, methods = statements(results), {}
     for label, summary in summarize(results).items():
         runs = [{"seed": seed, **asdict(run)} for seed, run in results[label].items()]
@@ -466,9 +556,9 @@ def as_json(settings: dict[str, Any], results: Results) -> str:
 
 
 def tiles(data: Data, cb: MixHandler | None) -> list[tuple[Tensor, str]]:
-    """Return training images (C, H, W), mixed by `cb`, each with its shares in words.
+    """Return training images ``(C, H, W)`` after mixing, each with its label.
 
-    Where the method mixes behind the input, an image is a sample beside its partner: neither is changed.
+    If the method mixes a layer or the prediction, each image shows the original beside its partner, both unchanged.
     """
     set_seed(2)
     at = torch.randperm(len(data.train[1]))[:64]
@@ -478,21 +568,16 @@ def tiles(data: Data, cb: MixHandler | None) -> list[tuple[Tensor, str]]:
         return list(zip(x[:TILES], names, strict=False))
     mix: Any = cb.draw(x)
     gap = torch.ones_like(x[..., : max(1, x.shape[-1] // 12)])
-    images = torch.cat([x, gap, x[mix.partner]], -1) if is_hidden(cb) else mix.blend(x)
-    shares = zip(names, mix.partner.tolist(), mix.lam.tolist(), strict=True)
-    words = [(f"{lam:.2f} {own}", f"+ {1 - lam:.2f} {names[partner]}") for own, partner, lam in shares]
-    lines = ["\n".join(pair) if sum(map(len, pair)) > 24 else " ".join(pair) for pair in words]
+    images = mix.blend(x) if cb._mixes_input else torch.cat([x, gap, x[mix.partner]], -1)
+    labels = zip(names, mix.partner.tolist(), mix.lam.tolist(), strict=True)
+    parts = [(f"{lam:.2f} {name}", f"+ {1 - lam:.2f} {names[partner]}") for name, partner, lam in labels]
+    lines = ["\n".join(pair) if sum(map(len, pair)) > 24 else " ".join(pair) for pair in parts]
     return list(zip(images, lines, strict=True))[:TILES]
 
 
-def is_hidden(cb: MixHandler) -> bool:
-    """Whether a method mixes behind the input."""
-    return type(cb).mix_features is not MixHandler.mix_features
-
-
 def figure(data: Data, methods: Methods, results: Results) -> Figure:
-    """Return one row for each method: its mixed samples, and each measure by seed, with mean and deviation."""
-    n, titled = len(methods), "mean ± standard deviation; gray: each seed; dotted: mean of none"
+    """Return a row for each method: its mixed samples, and each measure by seed with mean and standard deviation."""
+    n, caption = len(methods), "mean ± standard deviation; gray: each seed; dotted: mean of the baseline"
     fig = Figure(figsize=(17, 1.2 + 1.35 * n), dpi=100, layout="constrained")
     grid = fig.add_gridspec(n, 1 + TILES + len(MEASURES), width_ratios=[1] * (1 + TILES) + [1.5] * len(MEASURES))
     charts: dict[str, Any] = {}
@@ -501,25 +586,25 @@ def figure(data: Data, methods: Methods, results: Results) -> Figure:
         ax = fig.add_subplot(grid[row, 0])
         ax.axis("off")
         ax.text(1, 0.55, label, ha="right", va="bottom", fontsize=12)
-        where = "" if cb is None else "hidden mixing:\nsample | partner" if is_hidden(cb) else "mixed input"
+        where = "baseline" if cb is None else "input mixed" if cb._mixes_input else "layer mixed:\noriginal | partner"
         ax.text(1, 0.45, where, ha="right", va="top", fontsize=9, color="0.35")
-        for column, (image, words) in enumerate(tiles(data, cb), 1):
+        for column, (image, title) in enumerate(tiles(data, cb), 1):
             ax = fig.add_subplot(grid[row, column])
             ax.imshow(image.permute(1, 2, 0).numpy(), cmap="gray", vmin=0, vmax=1)
-            ax.set_title(words, fontsize=9)
+            ax.set_title(title, fontsize=9)
             ax.axis("off")
         for column, (name, (measure, _)) in enumerate(MEASURES.items(), 1 + TILES):
             ax = fig.add_subplot(grid[row, column], sharex=charts.get(name))
             charts.setdefault(name, ax)
-            values, plain = [measure(run) for run in runs], [measure(run) for run in results["none"].values()]
+            values, baseline = [measure(run) for run in runs], [measure(run) for run in results["none"].values()]
             if values:
                 ax.plot(values, [-0.35] * len(values), "o", color="0.55", markersize=4, alpha=0.7)
                 ax.errorbar(np.mean(values), 0.15, xerr=deviation(values), fmt="o", capsize=5, color="C0")
-            ax.axvline(float(np.mean(plain)), color="0.4", ls=":")
+            ax.axvline(float(np.mean(baseline)), color="0.4", ls=":")
             ax.set(ylim=(-1, 1), yticks=[], title="" if row else name)
             ax.tick_params(labelbottom=row == n - 1)
             ax.grid(axis="x", alpha=0.3)
-    fig.supxlabel(titled, x=0.99, ha="right", fontsize=9, color="0.35")
+    fig.supxlabel(caption, x=0.99, ha="right", fontsize=9, color="0.35")
     return fig
 
 
@@ -527,18 +612,28 @@ def figure(data: Data, methods: Methods, results: Results) -> Figure:
 
 
 def parse_methods(text: str, alpha: float | None) -> Methods:
-    """Return the methods by label ("mixup:0.4"), each once; `none` comes first, asked for or not."""
+    """Return the methods by label, each once, with the baseline `none` in front.
+
+    Args:
+        text: Names with or without an alpha, separated by commas: ``"mixup:0.4,cutmix"``.
+        alpha: Alpha of the methods named without one; None: each method's default.
+
+    Raises:
+        BadInputError: If a name or an alpha is not valid.
+    """
     methods: Methods = {"none": None}
     for entry in map(str.strip, text.split(",")):
-        name, colon, own = entry.partition(":")
+        name, colon, given = entry.partition(":")
         if entry == "none":
             continue
         if name not in METHODS:
-            raise BadInputError(f"unknown method {entry!r}: none, {', '.join(METHODS)} are known (mixup:8: alpha 8)")
+            raise BadInputError(
+                f"methods must be all, none, {', '.join(METHODS)}, or as mixup:8 for alpha 8, got {entry!r}"
+            )
         make = METHODS[name]
         default = inspect.signature(make).parameters["alpha"].default if alpha is None else alpha
         try:
-            value = float(own) if colon else default
+            value = float(given) if colon else default
             make(value)
             methods[f"{name}:{str(value).removesuffix('.0')}"] = partial(make, value)
         except ValueError as error:
@@ -547,11 +642,11 @@ def parse_methods(text: str, alpha: float | None) -> Methods:
 
 
 def number(name: str, text: str, auto: float) -> float:
-    """Return the number in `text`, or what "auto" stands for."""
+    """Return the number in `text`, or `auto` for the text "auto"."""
     try:
         return auto if text == "auto" else float(text)
     except ValueError:
-        raise BadInputError(f"{name} came as {text!r}, a number was wanted") from None
+        raise BadInputError(f"{name} must be a number or auto, got {text!r}") from None
 
 
 def first_line(error: BaseException) -> str:
@@ -559,76 +654,76 @@ def first_line(error: BaseException) -> str:
 
 
 def compare(
-    methods: str = "auto",  # Comma-separated, with alphas or without: none,mixup:0.2,mixup:1,cutmix; all: every one
+    methods: str = "auto",  # Comma-separated, with or without alpha: none,mixup:0.2,mixup:1,cutmix; all: all of them
     alpha: str = "auto",  # Alpha of the methods named without one; auto: each method's default
     data: str = "digits",  # Folder with a folder of images for each class, or with train/ and valid/ of such folders
     arch: str = "auto",  # cnn (a small one), or a model of torchvision or timm; auto: cnn for digits, else resnet18
     pretrained: bool = False,  # Start from downloaded weights
-    size: int = 128,  # The middle of each image in a folder is scaled to size x size and held in memory
+    size: int = 128,  # Images in a folder are cropped and resized to size x size, and held in memory
     epochs: int = 25,  # Epochs of each run
     seeds: int = 5,  # Runs of each method
-    noise: str = "auto",  # Share of training labels replaced by another class; auto: 0.4 for digits, else 0
+    noise: str = "auto",  # Fraction of the training labels replaced by another class; auto: 0.4 for digits, else 0
     bs: int = 128,  # Batch size
-    lr: float = 5e-3,  # Highest learning rate of the one-cycle schedule
+    lr: float = 5e-3,  # Maximum learning rate of the one-cycle schedule
     out: str = "compare.png",  # Picture to write: mixed samples and results
-    runs: str = "compare.jsonl",  # File of finished runs, which are not trained again; "": none
+    runs: str = "compare.jsonl",  # File of finished runs, which are not trained again; "": no file
     json: bool = False,  # Print settings, runs and results as JSON instead of the table
 ) -> int:
-    """Train a model without mixing and with each method, print a table and what it shows, draw samples and results.
+    """Train a model without mixing and with each method, print and draw the results.
 
-    Without options: handwritten digits, 40 % of the training labels wrong, about three minutes on two cores. Images are
-    not augmented otherwise. Exit code 1: a run failed; 130: interrupted; 2: bad input. After 1 and 130 the
-    finished runs are shown, and the same command goes on where it stopped.
+    Without options: handwritten digits with 40 % label noise, about three minutes on two cores. There is no other
+    augmentation. Exit codes: 1: a run failed; 2: bad input; 130: interrupted. After 1 and 130 the finished runs are
+    shown, and the same command continues where it stopped.
     """
     demo = data == "digits"
-    wrong = number("noise", noise, auto=0.4 if demo else 0)
+    label_noise = number("noise", noise, auto=0.4 if demo else 0)
     limits = {"epochs": (epochs, 1, 10000), "seeds": (seeds, 1, 1000), "size": (size, 1, 4096), "bs": (bs, 2, 65536)}
-    for name, (value, low, high) in {**limits, "lr": (lr, 1e-9, 10), "noise": (wrong, 0, 1)}.items():
+    for name, (value, low, high) in {**limits, "lr": (lr, 1e-9, 10), "noise": (label_noise, 0, 1)}.items():
         if not low <= value <= high:
-            raise BadInputError(f"{name} came as {value:g}, a number from {low:g} to {high:g} was wanted")
+            raise BadInputError(f"{name} must be a number from {low:g} to {high:g}, got {value:g}")
     if Path(out).is_dir() or not Path(out).absolute().parent.is_dir():
-        raise BadInputError(f"out came as {out!r}, a file in a folder that exists was wanted")
+        raise BadInputError(f"out must be a file in a folder that exists, got {out!r}")
     if Path(out).resolve() == Path(runs).resolve():
-        raise BadInputError(f"out and runs came both as {out!r}, two files were wanted")
+        raise BadInputError(f"out and runs must be two files, got {out!r} for both")
     arch = arch if arch != "auto" else "cnn" if demo else "resnet18"
     if pretrained and arch == "cnn":
-        raise BadInputError("there are no pretrained weights for cnn: name another arch")
+        raise BadInputError("arch must be a model of torchvision or timm for pretrained weights, got 'cnn'")
     texts = {"auto": DIGITS_METHODS if demo else FOLDER_METHODS, "all": ",".join(METHODS)}
     chosen = parse_methods(texts.get(methods, methods), None if alpha == "auto" else number("alpha", alpha, 0))
     images = digits() if demo else folder(Path(data), size)
-    new_learner = partial(learner, images, noise=wrong, bs=bs, arch=arch, pretrained=pretrained)
+    new_learner = partial(learner, images, noise=label_noise, bs=bs, arch=arch, pretrained=pretrained)
     shape = tuple(images.train[0].shape[1:])
     try:
         learn = new_learner(0)
         with torch.no_grad():
             learn.model.to(learn.dls.device).eval()(learn.dls.one_batch()[0])
-    except Exception as error:  # anything may be wrong with a name or with an architecture for the size
-        raise BadInputError(f"arch {arch!r} cannot be used for images of {shape}: {first_line(error)}") from None
+    except Exception as error:  # an unknown name, or a network that fails for this size, raises errors of many kinds
+        raise BadInputError(f"arch must be a model for images of {shape}, got {arch!r} ({first_line(error)})") from None
     versions = {name: version(name) for name in ("torch", "torchvision", "fastai", "timm") if find_spec(name)}
     versions["mixaug"] = (
-        f"{__version__} {digest(file.read_bytes() for file in sorted(Path(__file__).parent.glob('*.py')))}"
+        f"{__version__} {digest(file.read_bytes() for file in sorted(Path(__file__).parent.rglob('*.py')))}"
     )
     settings = {
-        "epochs": epochs, "noise": wrong, "bs": bs, "lr": lr, "arch": arch, "pretrained": pretrained,
+        "epochs": epochs, "noise": label_noise, "bs": bs, "lr": lr, "arch": arch, "pretrained": pretrained,
         "shape": list(shape), "fingerprint": fingerprint(images), "device": default_device().type, **versions,
     }  # fmt: skip
     kept = RunsFile(runs or os.devnull, settings)
     jobs = [(label, seed) for seed in range(seeds) for label in chosen]
     todo = [job for job in jobs if job not in kept.done]
     if len(todo) < len(jobs):
-        print(f"mixaug compare: {len(jobs) - len(todo)} of {len(jobs)} runs taken from {runs}", file=sys.stderr)
+        print(f"mixaug compare: {len(jobs) - len(todo)} of {len(jobs)} runs reused from {runs}", file=sys.stderr)
     if not json:
-        replaced = f", {wrong:.0%} of the labels replaced by another class, each as likely as the next" if wrong else ""
-        print(f"{data}: {len(images.train[1])} training images of {shape}{replaced};")
+        noise_line = f", {label_noise:.0%} label noise" if label_noise else ""
+        print(f"{data}: {len(images.train[1])} training images of {shape}{noise_line};")
         print(f"{len(images.valid[1])} validation images, {len(images.classes)} classes; {arch}; epochs: {epochs}\n")
     code = run(todo, chosen, new_learner, epochs, lr, kept)
     if code and runs:
-        print("mixaug compare: the same command goes on where this one stopped", file=sys.stderr)
+        print("mixaug compare: run the same command again to continue", file=sys.stderr)
     results = by_method(kept.done, jobs)
     if json:
         print(as_json({"data": data, **settings}, results))
     elif results:
-        print(report(results, wrong))
+        print(report(results, label_noise))
     if results:
         figure(images, chosen, results).savefig(out, format="png")
         print("" if json else f"\nwrote {out}\n", end="")
@@ -638,7 +733,10 @@ def compare(
 def run(
     jobs: list[Job], methods: Methods, new_learner: Callable[[int], Learner], epochs: int, lr: float, kept: RunsFile
 ) -> int:
-    """Train each method and seed of `jobs`, none again that failed, and keep what comes of it; return the exit code."""
+    """Train each method with each seed, store the results, and return the exit code.
+
+    A method that failed is not trained with other seeds.
+    """
     clock, terminal, failed = Clock(len(jobs)), sys.stderr.isatty() and bool(jobs), set()
     for clock.done, (label, seed) in enumerate(jobs):
         clock.label, make = f"{label}, seed {seed}", methods[label]
@@ -655,13 +753,13 @@ def run(
             print(f"{chr(10) * terminal}{line}", file=sys.stderr)
             if interrupted:
                 return 130
-            failed.add(label)  # with other seeds it would fail, too
+            failed.add(label)  # it would fail with other seeds too
     print("\n" * terminal, end="", file=sys.stderr)
     return 1 if failed else 0
 
 
 def by_method(done: dict[Job, Run], jobs: list[Job]) -> Results:
-    """Return the finished ones of `jobs` by label and seed, in their order, as far as `none` has the seed, too."""
+    """Return the finished runs of `jobs` by label and seed, for the seeds that the baseline has finished too."""
     results: Results = {}
     for label, seed in jobs:
         if (label, seed) in done and ("none", seed) in done:
@@ -670,13 +768,13 @@ def by_method(done: dict[Job, Run], jobs: list[Job]) -> Results:
 
 
 def main(argv: list[str]) -> int:
-    """Run the command with these arguments and return its exit code."""
+    """Run the command with the arguments `argv`, and return its exit code."""
 
     def refuse(message: str) -> NoReturn:
         raise BadInputError(message)
 
     parser = anno_parser(compare, prog="mixaug compare")
-    parser.error = refuse  # one line, instead of the usage in front of it
+    parser.error = refuse  # one line, without the usage
     try:
         options = vars(parser.parse_args(argv))
         return compare(**{name: options[name] for name in inspect.signature(compare).parameters})

@@ -7,21 +7,21 @@ import sys
 import fastai.distributed  # noqa: F401  (patches Learner)
 import pytest
 import torch
-from common import METHODS, C, images, learner, no_hooks, slow_loss
+from common import METHODS, C, images, learner, no_hooks
 from fastai.distributed import DistributedDL
 from fastai.torch_core import rank_distrib, set_seed
+from reference import slow_loss
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 
-def broadcast(self, t, rank):
-    t = torch.tensor(t)
-    torch.distributed.broadcast(t, rank)
-    return t.tolist()
-
-
 def use_no_gpu():
-    """Replace what has to run on a GPU: how fastai sends indices, and synchronized norms, as soon as they are made."""
+    """Replace what needs a GPU: how fastai sends indices, and synchronized batch norm."""
+
+    def broadcast(self, t, rank):
+        torch.distributed.broadcast(t := torch.tensor(t), rank)
+        return t.tolist()
+
     DistributedDL._broadcast = broadcast
     nn.SyncBatchNorm.forward = nn.BatchNorm2d.forward  # what it does in one process
     DistributedDataParallel._passing_sync_batchnorm_handle = lambda self, module: None
@@ -39,9 +39,10 @@ def train(method, sync_bn, **kwargs):
     loss, learn.progress = learn.loss_func, None  # or fastai adds a bar
     with learn.distrib_ctx(sync_bn=sync_bn, cpu=True):
         learn.fit(2, 0.01)
-        wrong = [row for row in learn.spy.batches if not torch.isclose(row["loss"], slow_loss(row, row["y"][0]))]
+        formula = [slow_loss(row.pred, row.y0, row.partners, row.lam) for row in learn.spy.batches]
+        wrong = [row for row, value in zip(learn.spy.batches, formula, strict=True) if not row.loss.isclose(value)]
     return {
-        "mixes": [(row["mix"].partner, row["lam"]) for row in learn.spy.batches],
+        "mixes": [t for row in learn.spy.batches for t in (row.mix.partner, row.lam)],
         "layers": [row.get("mixed_layer") for row in learn.spy.batches],
         "wrong": len(wrong),
         "parameters": [p.detach() for p in learn.model.parameters()],
@@ -53,16 +54,11 @@ def train(method, sync_bn, **kwargs):
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
-    """What the two processes saw, by the run's name: two equal trainings of each."""
+    """Return what the two processes saw, by the run's name: two equal trainings of each."""
     out = tmp_path_factory.mktemp("ranks")
     run = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*run, __file__, str(out)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=300,
-        capture_output=True,
-        text=True,
-    )
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*run, __file__, str(out)], env=env, timeout=300, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return [torch.load(out / f"{rank}.pt") for rank in range(2)]
 
@@ -74,52 +70,29 @@ def same(a, b):
     return len(a) == len(b) and all(torch.equal(s, t) for s, t in zip(a, b, strict=True))
 
 
-def mixes(run):
-    return [t for mix in run["mixes"] for t in mix]
-
-
 @pytest.mark.parametrize("run", RUNS)
-def test_processes_mix_each_its_own_share_and_end_with_one_model(ranks, run):
+def test_processes_mix_differently_end_with_one_model_and_repeat(ranks, run):
     first, second = (rank[run][0] for rank in ranks)
-    assert len(first["mixes"]) == len(second["mixes"]) == 4  # batches of 8 and 3, twice
+    assert len(first["mixes"]) == len(second["mixes"]) == 8  # of batches of 8 and 3, twice
     for rank in (first, second):
         assert rank["wrong"] == 0
         assert rank["restored"]
         assert rank["synced"] == run[1]
-    assert not any(same(a, b) for a, b in zip(first["mixes"], second["mixes"], strict=True))
+    assert not any(map(torch.equal, first["mixes"][1::2], second["mixes"][1::2]))
     assert same(first["parameters"], second["parameters"])
     assert first["valid"] == second["valid"]
-
-
-@pytest.mark.parametrize("run", RUNS)
-def test_one_seed_repeats_the_training_of_all_processes(ranks, run):
-    for rank in ranks:
-        first, again = rank[run]
-        assert same(mixes(first), mixes(again))
+    for first, again in (rank[run] for rank in ranks):  # set_seed repeats the training
+        assert same(first["mixes"], again["mixes"])
         assert first["layers"] == again["layers"]
         assert same(first["parameters"], again["parameters"])
 
 
-def test_a_seed_of_its_own_differs_by_process(ranks):
+def test_one_seed_draws_differently_in_each_process(ranks):
     for rank in ranks:
-        first, again, other = map(mixes, rank["seed"])
+        first, again, other = (run["mixes"] for run in rank["seed"])
         assert same(first, again)
         assert not same(first, other)
-    assert not same(*(mixes(rank["seed"][0]) for rank in ranks))
-
-
-def test_after_training_with_others_the_draws_are_those_of_one_process(monkeypatch):
-    def lams(cb):
-        set_seed(3)
-        learn = learner(cb)
-        learn.fit(1)
-        return [row["lam"].tolist() for row in learn.spy.batches]
-
-    cb, alone = METHODS["MixUp"](), lams(METHODS["MixUp"]())
-    with monkeypatch.context() as several:
-        several.setattr("mixaug.handlers.num_distrib", lambda: 2)
-        assert lams(cb) != alone
-    assert lams(cb) == alone
+    assert not same(*(rank["seed"][0]["mixes"] for rank in ranks))
 
 
 if __name__ == "__main__":

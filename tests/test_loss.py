@@ -4,6 +4,7 @@ import copy
 import pickle
 from functools import partial
 from itertools import product
+from types import FunctionType, SimpleNamespace
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ from fastai.losses import (
 from timm.loss import BinaryCrossEntropy, SoftTargetCrossEntropy
 from torch import nn
 
-from mixaug import MixUp, MixUpLoss, mixed_loss
+from mixaug import MixUpLoss, mixed_loss
 from mixaug.loss import is_average
 
 N, C = 6, 4
@@ -65,7 +66,7 @@ def classes(*size):
     return torch.randn(N, C, *size), torch.randint(0, C, (N, *size)), torch.randint(0, C, (N, *size))
 
 
-def numbers():
+def continuous():
     return torch.randn(N, 3), torch.randn(N, 3), torch.randn(N, 3)
 
 
@@ -87,11 +88,11 @@ AVERAGES = {
     "CrossEntropyLossFlat": (CrossEntropyLossFlat(), classes),
     "CrossEntropyLossFlat sum": (CrossEntropyLossFlat(reduction="sum"), classes),
     "CrossEntropyLossFlat none": (CrossEntropyLossFlat(reduction="none"), classes),
-    "CrossEntropyLossFlat maps": (CrossEntropyLossFlat(axis=1), partial(classes, 3, 5)),
+    "CrossEntropyLossFlat dense": (CrossEntropyLossFlat(axis=1), partial(classes, 3, 5)),
     "CrossEntropyLossFlat weight sum": (CrossEntropyLossFlat(weight=WEIGHT, reduction="sum"), classes),
     "CrossEntropyLoss": (nn.CrossEntropyLoss(), classes),
     "CrossEntropyLoss smoothing": (nn.CrossEntropyLoss(label_smoothing=0.1), classes),
-    "CrossEntropyLoss maps": (nn.CrossEntropyLoss(), partial(classes, 3, 5)),
+    "CrossEntropyLoss dense": (nn.CrossEntropyLoss(), partial(classes, 3, 5)),
     "CrossEntropyLoss soft": (nn.CrossEntropyLoss(), soft),
     "CrossEntropyLoss soft weight": (nn.CrossEntropyLoss(weight=WEIGHT), soft),
     "F.cross_entropy": (F.cross_entropy, classes),
@@ -100,7 +101,7 @@ AVERAGES = {
     "LabelSmoothingCrossEntropy": (LabelSmoothingCrossEntropy(), classes),
     "LabelSmoothingCrossEntropy sum": (LabelSmoothingCrossEntropy(reduction="sum", weight=WEIGHT), classes),
     "LabelSmoothingCrossEntropyFlat": (LabelSmoothingCrossEntropyFlat(), classes),
-    "LabelSmoothingCrossEntropyFlat maps": (LabelSmoothingCrossEntropyFlat(axis=1), partial(classes, 3, 5)),
+    "LabelSmoothingCrossEntropyFlat dense": (LabelSmoothingCrossEntropyFlat(axis=1), partial(classes, 3, 5)),
     "FocalLoss": (FocalLoss(), classes),
     "FocalLoss weight": (FocalLoss(weight=WEIGHT), classes),
     "FocalLossFlat": (FocalLossFlat(), classes),
@@ -108,11 +109,11 @@ AVERAGES = {
     "BCEWithLogitsLossFlat": (BCEWithLogitsLossFlat(), labels),
     "BCEWithLogitsLossFlat pos_weight": (BCEWithLogitsLossFlat(pos_weight=WEIGHT), labels),
     "BCELossFlat": (BCELossFlat(), probabilities),
-    "MSELossFlat": (MSELossFlat(), numbers),
-    "MSELossFlat sum": (MSELossFlat(reduction="sum"), numbers),
-    "L1LossFlat": (L1LossFlat(), numbers),
-    "SmoothL1Loss": (nn.SmoothL1Loss(), numbers),
-    "HuberLoss": (nn.HuberLoss(), numbers),
+    "MSELossFlat": (MSELossFlat(), continuous),
+    "MSELossFlat sum": (MSELossFlat(reduction="sum"), continuous),
+    "L1LossFlat": (L1LossFlat(), continuous),
+    "SmoothL1Loss": (nn.SmoothL1Loss(), continuous),
+    "HuberLoss": (nn.HuberLoss(), continuous),
     "DiceLoss": (DiceLoss(), partial(classes, 3, 5)),
     "DiceLoss mean": (DiceLoss(reduction="mean"), partial(classes, 3, 5)),
 }
@@ -122,7 +123,7 @@ WEIGHTED = {
     "CrossEntropyLossFlat weight": (CrossEntropyLossFlat(weight=WEIGHT), classes),
     "CrossEntropyLossFlat ignore_index": (CrossEntropyLossFlat(ignore_index=IGNORE), classes),
     "CrossEntropyLossFlat both": (CrossEntropyLossFlat(weight=WEIGHT, ignore_index=IGNORE), classes),
-    "CrossEntropyLossFlat maps": (
+    "CrossEntropyLossFlat dense": (
         CrossEntropyLossFlat(axis=1, weight=WEIGHT, ignore_index=IGNORE),
         partial(classes, 3, 5),
     ),
@@ -152,10 +153,6 @@ def table(rows):
     return pytest.mark.parametrize(("loss", "data"), rows.values(), ids=rows)
 
 
-def reduction(loss):
-    return loss.keywords.get("reduction", "mean") if isinstance(loss, partial) else getattr(loss, "reduction", "mean")
-
-
 def at(loss, option, default):
     """An option of a loss of any kind."""
     if isinstance(loss, partial):
@@ -180,60 +177,58 @@ def weighted(loss, pred, y, y1, lam):
     value = F.nll_loss if "nll" in str(loss).lower() else partial(F.cross_entropy, **smoothing)
     total = count = 0.0
     for i, p in product(range(len(lam)), product(*map(range, y.shape[1:]))):
-        for share, target in ((lam[i], y[(i, *p)]), (1 - lam[i], y1[(i, *p)])):
+        for w, target in ((lam[i], y[(i, *p)]), (1 - lam[i], y1[(i, *p)])):
             if target != ignored:
-                total += share * value(pred[(i, slice(None), *p)][None], target[None], weight, reduction="sum")
-                count += share * (1 if weight is None else weight[target])
+                total += w * value(pred[(i, slice(None), *p)][None], target[None], weight, reduction="sum")
+                count += w * (1 if weight is None else weight[target])
     return total / count
 
 
 def one_lam(loss, pred, y, y1, lam):
-    """The formula for any loss, for which all shares have to be equal."""
+    """The formula for any loss, for which all coefficients have to be equal."""
     assert len(lam.unique()) == 1
     return lam[0] * loss(pred, y) + (1 - lam[0]) * loss(pred, y1)
-
-
-@table(AVERAGES)
-def test_samples_are_weighed_one_by_one(loss, data):
-    (pred, y, y1), lam = data(), torch.rand(N)
-    expected = average(loss, pred, y, y1, lam)
-    torch.testing.assert_close(mixed_loss(loss, pred, (y,), (y1,), lam), expected, check_dtype=False)
-
-
-@table(WEIGHTED)
-def test_weights_and_ignored_targets_are_mixed_like_the_losses(loss, data):
-    (pred, y, y1), lam = data(), torch.rand(N)
-    pred = pred.log_softmax(1) if "nll" in str(loss).lower() else pred
-    expected = weighted(loss, pred, y, y1, lam)
-    torch.testing.assert_close(mixed_loss(loss, pred, (y,), (y1,), lam), expected, check_dtype=False)
 
 
 FORMULAS = [*((row, average) for row in AVERAGES.values()), *((row, weighted) for row in WEIGHTED.values()),
             *((row, one_lam) for row in OTHERS.values())]  # fmt: skip
 
 
-@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 @pytest.mark.parametrize(("row", "formula"), FORMULAS, ids=EVERY)
-def test_every_loss_with_every_method(row, formula, method):
-    (loss, data), size = row, (3, 5)
+def test_samples_are_weighted_one_by_one(row, formula):
+    (loss, data), lam = row, torch.rand(N) if formula is not one_lam else torch.tensor([0.3])
+    pred, y, y1 = data()
+    pred = pred.log_softmax(1) if "nll" in str(loss).lower() else pred
+    got = mixed_loss(loss, pred, (y,), (y1,), lam)
+    torch.testing.assert_close(got, formula(loss, pred, y, y1, lam), check_dtype=False)
+
+
+@pytest.mark.parametrize("number", range(len(FORMULAS)), ids=EVERY)
+def test_every_loss_in_a_training(number):
+    """With one of the methods, in turn, and those whose targets are dense with each."""
+    ((loss, data), formula), size = FORMULAS[number], (3, 5)
+    for method in METHODS.values() if len(data()[1].shape) > 2 else [list(METHODS.values())[number % 4]]:
+        check_training(loss, data, formula, method, size)
+
+
+def check_training(loss, data, formula, method, size):
     pred, y, _ = data()
-    y = torch.cat([y, data()[1]])
-    maps, needs = y.shape[1:] == size, str(loss).lower()
-    body = nn.Conv2d(2, 8, 1) if maps else nn.Sequential(nn.Flatten(), nn.Linear(30, 8))
-    last = nn.Conv2d(8, C, 1) if maps else nn.Linear(8, pred.shape[1])
-    tail = nn.Sigmoid() if "bceloss" in needs else nn.LogSoftmax(1) if "nll" in needs else nn.Identity()
-    learn = learner(method(1), torch.randn(2 * N, 2, *size), y, nn.Sequential(body, nn.ReLU(), last, tail), loss, bs=N)
+    dense, kind = y.shape[1:] == size, str(loss).lower()
+    body = nn.Conv2d(2, 8, 1) if dense else nn.Sequential(nn.Flatten(), nn.Linear(30, 8))
+    last = nn.Conv2d(8, C, 1) if dense else nn.Linear(8, pred.shape[1])
+    tail = nn.Sigmoid() if "bceloss" in kind else nn.LogSoftmax(1) if "nll" in kind else nn.Identity()
+    model, x = nn.Sequential(body, nn.ReLU(), last, tail), torch.randn(2 * N, 2, *size)
+    learn = learner(method(1), x, torch.cat([y, data()[1]]), model, loss, bs=N)
     if at(loss, "reduction", "mean") == "none":
         learn.cbs = learn.cbs.filter(lambda cb: cb.name != "recorder")  # which wants one number
         learn.add_cb(on("after_loss", lambda learn: setattr(learn, "loss_grad", learn.loss_grad.mean())))
     learn.fit(1, 0.01)
-    for batch in learn.spy.batches:
-        own, mix = y[batch["iter"] * N : (batch["iter"] + 1) * N], batch["mix"]
-        if own.is_floating_point() or (maps and method is METHODS["CutMix"]):
-            expected = loss(batch["pred"], mix.blend(own))
+    for row in learn.spy.batches:
+        if y.is_floating_point() or (dense and method is METHODS["CutMix"]):
+            expected = loss(row.pred, row.mix.blend(row.y0[0]))
         else:
-            expected = formula(loss, batch["pred"], own, own[mix.partner], batch["lam"])
-        torch.testing.assert_close(batch["loss"], expected.detach(), check_dtype=False)
+            expected = formula(loss, row.pred, row.y0[0], row.partners[0], row.lam)
+        torch.testing.assert_close(row.loss, expected.detach(), check_dtype=False)
 
 
 @pytest.mark.parametrize("flat", [False, True])
@@ -243,10 +238,10 @@ def test_fastais_label_smoothing_weighs_only_what_has_a_target(flat):
     loss = (LabelSmoothingCrossEntropyFlat if flat else LabelSmoothingCrossEntropy)(weight=WEIGHT)
     logp, total, count = pred.log_softmax(1), 0.0, 0.0
     for i in range(N):
-        for share, target in ((lam[i], y[i]), (1 - lam[i], y1[i])):
+        for w, target in ((lam[i], y[i]), (1 - lam[i], y1[i])):
             if target >= 0:
-                total -= share * WEIGHT[target] * logp[i, target]
-                count += share * WEIGHT[target]
+                total -= w * WEIGHT[target] * logp[i, target]
+                count += w * WEIGHT[target]
     expected = eps * -logp.mean() + (1 - eps) * total / count
     torch.testing.assert_close(mixed_loss(loss, pred, (y,), (y1,), lam), expected, check_dtype=False)
     assert loss.func.eps == eps if flat else loss.eps == eps
@@ -265,68 +260,36 @@ def test_a_weight_for_each_position_of_flat_multi_labels():
 def test_one_lam_is_exact_for_every_loss(loss, data):
     pred, y, y1 = data()
     lam = torch.tensor([0.7])
-    expected = 0.7 * loss(pred, y) + (1 - lam[0]) * loss(pred, y1)
     assert torch.equal(mixed_loss(loss, pred, (y,), (y1,), lam), lam[0] * loss(pred, y) + (1 - lam[0]) * loss(pred, y1))
-    torch.testing.assert_close(mixed_loss(loss, pred, (y,), (y1,), lam), expected)
-
-
-@table({**AVERAGES, **WEIGHTED})
-def test_equal_shares_are_one_lam(loss, data):
-    pred, y, _ = data()
-    y1 = y[torch.arange(N).roll(1)]
-    each = mixed_loss(loss, pred, (y,), (y1,), torch.full((N,), 0.7))
-    torch.testing.assert_close(each, mixed_loss(loss, pred, (y,), (y1,), torch.tensor([0.7])))
-
-
-@table(EVERY)
-def test_with_nothing_to_mix_the_users_loss_is_meant_bit_for_bit(loss, data):
-    pred, y, y1 = data()
-    expected = loss(pred, y)
-    assert torch.equal(mixed_loss(loss, pred, (y,), (y1,), torch.ones(N)), expected)
-    assert torch.equal(MixUpLoss(loss)(pred, y), expected)
-
-
-@table(EVERY)
-def test_only_torchs_and_fastais_averages_are_taken_apart(loss, data):
+    assert torch.equal(mixed_loss(loss, pred, (y,), (y1,), torch.ones(N)), loss(pred, y))  # bit for bit
+    assert torch.equal(MixUpLoss(loss)(pred, y), loss(pred, y))
     assert is_average(loss) == all(loss is not other for other, _ in OTHERS.values())
+    if is_average(loss):
+        y1 = y[torch.arange(N).roll(1)]
+        each = mixed_loss(loss, pred, (y,), (y1,), torch.full((N,), 0.7))
+        torch.testing.assert_close(each, mixed_loss(loss, pred, (y,), (y1,), lam))
 
 
-def test_losses_that_divide_by_something_else_are_no_averages():
+def test_losses_that_divide_by_something_else_are_black_boxes():
     for loss in (nn.CTCLoss(), F.ctc_loss, partial(F.mse_loss, weight=torch.rand(C)), partial(nn.CrossEntropyLoss())):
         assert not is_average(loss)
 
 
-@pytest.mark.parametrize("kind", ["forward", "forward_pre", "full_backward", "full_backward_pre"])
-def test_a_loss_with_a_hook_may_be_anything(kind):
-    loss = nn.CrossEntropyLoss()
-    hook = getattr(loss, f"register_{kind}_hook")(lambda *args: None)
-    assert not is_average(loss)
-    hook.remove()
-    assert is_average(loss)
-
-
-@pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(), CrossEntropyLossFlat()])
-def test_a_loss_with_another_forward_may_be_anything(loss):
+@pytest.mark.parametrize("make", [nn.CrossEntropyLoss, CrossEntropyLossFlat])
+def test_loss_with_a_hook_or_another_forward_is_a_black_box(make):
+    loss = make()
     inner = getattr(loss, "func", loss)
-    assert is_average(loss)
+    for kind in ("forward", "forward_pre", "full_backward", "full_backward_pre"):
+        hook = getattr(inner, f"register_{kind}_hook")(lambda *args: None)
+        assert not is_average(loss)
+        hook.remove()
+        assert is_average(loss)
     inner.forward = lambda pred, y: pred.sum()
     assert not is_average(loss)
 
 
-def test_what_a_hook_makes_of_the_loss_is_mixed():
-    x, y, loss = torch.randn(4 * N, 6), torch.randint(0, C, (4 * N,)), nn.CrossEntropyLoss()
-    loss.register_forward_hook(lambda module, args, value: 2 * value)
-    learn = learner(MixUp(1.0), x, y, nn.Linear(6, C), loss, bs=N)
-    learn.fit(1, 0.01)
-    for batch in learn.spy.batches:
-        own, mix = y[batch["iter"] * N : (batch["iter"] + 1) * N], batch["mix"]
-        lam, partners = batch["lam"][0], own[mix.partner]
-        parts = [F.cross_entropy(batch["pred"], target) for target in (own, partners)]
-        torch.testing.assert_close(batch["loss"], 2 * (lam * parts[0] + (1 - lam) * parts[1]).detach())
-
-
 @pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(), nn.CrossEntropyLoss(label_smoothing=0.1), nn.NLLLoss()])
-def test_half_precision_shares_of_large_maps(loss):
+def test_half_precision_lam_of_large_masks(loss):
     pred, y = torch.randn(2, 3, 200, 200).log_softmax(1), torch.randint(0, 3, (2, 200, 200))
     lam = torch.rand(2).half()
     each = copy.copy(loss)
@@ -336,17 +299,10 @@ def test_half_precision_shares_of_large_maps(loss):
     torch.testing.assert_close(mixed_loss(loss, pred, (y,), (y.flip(0),), lam), expected.float())
 
 
-def test_a_class_number_that_wraps_around_to_the_ignored_one_counts():
+def test_class_index_that_wraps_around_to_the_ignored_one_counts():
     pred, y = torch.randn(N, 200), torch.full((N,), 156, dtype=torch.uint8)
     loss, lam = nn.CrossEntropyLoss(), torch.rand(N)
     torch.testing.assert_close(mixed_loss(loss, pred, (y,), (y,), lam), loss(pred, y.long()))
-
-
-def test_a_batch_of_ignored_targets_behaves_as_torchs_loss():
-    pred, y = torch.randn(N, C), torch.full((N,), -100)
-    loss = nn.CrossEntropyLoss()
-    assert loss(pred, y).isnan()
-    assert mixed_loss(loss, pred, (y,), (y,), torch.rand(N)).isnan()
 
 
 layouts = {
@@ -358,7 +314,7 @@ layouts = {
         (4, 3, 5, 6),
         1,
     ),
-    # whose positions fastai pairs in an order of its own, wrongly, and so with mixing, too
+    # fastai pairs their positions in another order, wrongly, and so with mixing
     "(B, C, L, K), axis -3": (CrossEntropyLossFlat(axis=-3), (4, 3, 5, 5), 1),
     "(B, C, D, H, W)": (CrossEntropyLossFlat(axis=1), (4, 3, 2, 5, 6), 1),
     "(B, H, W, C), not flat": (BaseLoss(nn.CrossEntropyLoss, axis=1, flatten=False), (4, 3, 3, 3), 1),
@@ -379,39 +335,37 @@ def test_positions_that_are_ignored_may_have_any_prediction():
     torch.testing.assert_close(mixed_loss(nn.CrossEntropyLoss(), pred, (y,), (y1,), lam), expected)
 
 
-refused = {
-    "two targets": (CrossEntropyLossFlat(), (6, 4), lambda: (torch.zeros(6).long(),) * 2),
-    "booleans": (nn.CrossEntropyLoss(), (6, 4), lambda: (torch.zeros(6) > 0,)),
-    "floats": (nn.CrossEntropyLoss(), (6, 4), lambda: (torch.zeros(6),)),
-    "too many weights": (nn.CrossEntropyLoss(weight=torch.ones(5)), (6, 4), lambda: (torch.zeros(6).long(),)),
-    "an axis that the targets lack": (CrossEntropyLossFlat(axis=1), (6, 4), lambda: (torch.zeros(6).long(),)),
-    "a class that is none": (nn.CrossEntropyLoss(), (6, 4), lambda: (torch.full((6,), 4),)),
-    "a negative class": (nn.CrossEntropyLoss(), (6, 4), lambda: (torch.full((6,), -1),)),
-}
-
-
-@pytest.mark.parametrize("case", refused)
-def test_what_the_users_loss_refuses_is_refused(case):
-    loss, shape, targets = refused[case]
-    pred, lam = torch.randn(shape), torch.rand(6)
-    for call in (partial(loss, pred, *targets()), partial(mixed_loss, loss, pred, targets(), targets(), lam)):
+@pytest.mark.parametrize(
+    ("loss", "targets"),
+    [
+        (CrossEntropyLossFlat(), (torch.zeros(6).long(),) * 2),
+        (nn.CrossEntropyLoss(), (torch.zeros(6) > 0,)),
+        (nn.CrossEntropyLoss(), (torch.zeros(6),)),
+        (nn.CrossEntropyLoss(weight=torch.ones(5)), (torch.zeros(6).long(),)),
+        (CrossEntropyLossFlat(axis=1), (torch.zeros(6).long(),)),
+        (nn.CrossEntropyLoss(), (torch.full((6,), 4),)),
+        (nn.CrossEntropyLoss(), (torch.full((6,), -1),)),
+    ],
+)
+def test_what_the_users_loss_refuses_raises_an_error(loss, targets):
+    pred, lam = torch.randn(6, 4), torch.rand(6)
+    for call in (partial(loss, pred, *targets), partial(mixed_loss, loss, pred, targets, targets, lam)):
         with pytest.raises((TypeError, RuntimeError, IndexError)):
             call()
 
 
-@pytest.mark.parametrize("loss", [nn.MSELoss(), nn.L1Loss(), nn.BCEWithLogitsLoss()])
-@pytest.mark.parametrize("lay", [lambda t: t.to(memory_format=torch.channels_last), lambda t: t.transpose(1, 3)])
-def test_values_of_any_layout(loss, lay):
-    torch.manual_seed(0)
+def test_values_of_any_layout():
     pred, y, y1 = torch.rand(3, 4, 3, 8, 8)
-    lam = torch.rand(4)
-    got = mixed_loss(loss, lay(pred), (lay(y),), (lay(y1),), lam)
-    torch.testing.assert_close(got, mixed_loss(loss, pred, (y,), (y1,), lam))
+    for lay in (lambda t: t.to(memory_format=torch.channels_last), lambda t: t.transpose(1, 3)):
+        got = mixed_loss(nn.L1Loss(), lay(pred), (lay(y),), (lay(y1),), torch.full((4,), 0.3))
+        torch.testing.assert_close(got, 0.3 * F.l1_loss(pred, y) + 0.7 * F.l1_loss(pred, y1))
 
 
-def test_an_infinite_loss_stays_infinite():
+def test_an_infinite_loss_stays_infinite_and_one_of_nothing_nan():
     pred, y = torch.full((2, 3), -torch.inf), torch.zeros(2, dtype=torch.long)
     assert mixed_loss(nn.NLLLoss(), pred, (y,), (y,), torch.tensor([0.3, 0.6])) == torch.inf
+    ignored = torch.full((2,), -100)
+    assert mixed_loss(nn.NLLLoss(), pred, (ignored,), (ignored,), torch.tensor([0.3, 0.6])).isnan()  # as torch's
     nothing = torch.empty(0, 2)
     assert mixed_loss(nn.MSELoss(), nothing, (nothing,), (nothing,), torch.empty(0)).isnan()
 
@@ -419,7 +373,7 @@ def test_an_infinite_loss_stays_infinite():
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("layout", layouts)
 def test_one_softmax_for_both_targets_is_the_loss_of_each_whatever_the_layout(layout, reduction):
-    """A share that is the same for all samples weighs the user's loss itself, by its own order of positions."""
+    """One coefficient for all samples weights the user's loss itself, with its own order of positions."""
     torch.manual_seed(0)
     loss, shape, axis = copy.deepcopy(layouts[layout][0]), *layouts[layout][1:]
     loss.reduction = reduction
@@ -447,29 +401,33 @@ def test_gradients_are_those_of_the_formula():
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_the_dtype_of_the_loss_is_kept_or_raised_to_lams(dtype):
-    (pred, y, y1), lam = classes(), torch.rand(N)
-    got = mixed_loss(F.cross_entropy, pred.to(dtype), (y,), (y1,), lam)
+@pytest.mark.parametrize("one", [False, True])
+def test_the_loss_has_single_precision_at_least(dtype, one):
+    (pred, y, y1), lam = classes(), torch.full((1,), 0.3) if one else torch.rand(N)
     expected = mixed_loss(F.cross_entropy, pred, (y,), (y1,), lam)
+    got = mixed_loss(F.cross_entropy, pred.to(dtype), (y,), (y1,), lam.to(dtype))
     assert got.dtype == torch.promote_types(dtype, torch.float32)
     torch.testing.assert_close(got.float(), expected, rtol=1e-2 if dtype is torch.bfloat16 else 1e-6, atol=0)
 
 
-def test_several_targets():
-    def loss(pred, number, label, reduction="mean"):
-        first = F.mse_loss(pred[:, 0], number, reduction=reduction)
-        return first + F.cross_entropy(pred[:, 1:], label, reduction=reduction)
+def test_a_loss_that_is_no_average_needs_one_lam():
+    """Also if it has a reduction, which may be of anything."""
 
-    (pred, y, y1), number, lam = classes(), torch.randn(N), torch.rand(N)
-    got = mixed_loss(loss, torch.cat([pred[:, :1], pred], 1), (number, y), (number, y1), lam)
-    each = lam * F.cross_entropy(pred, y, reduction="none") + (1 - lam) * F.cross_entropy(pred, y1, reduction="none")
-    torch.testing.assert_close(got, (each + (pred[:, 0] - number) ** 2).mean())
+    def loss(pred, y, reduction="mean"):
+        return F.cross_entropy(pred, y, reduction=reduction) ** 2
+
+    (pred, y, y1), lam = classes(), torch.rand(N)
+    for black_box in (loss, BinaryCrossEntropy(sum_classes=True)):
+        with pytest.raises(ValueError, match=r"is_average.*per_sample=False"):
+            mixed_loss(black_box, pred, (y,), (y1,), lam)
+    expected = 0.3 * loss(pred, y) + 0.7 * loss(pred, y1)
+    torch.testing.assert_close(mixed_loss(loss, pred, (y,), (y1,), torch.tensor([0.3])), expected)
 
 
-def test_values_that_cannot_be_told_apart_by_sample_are_refused():
-    pred, y, y1 = classes()
-    with pytest.raises(ValueError, match=r"6 samples were wanted: use per_sample=False"):
-        mixed_loss(BinaryCrossEntropy(sum_classes=True), pred, (y,), (y1,), torch.rand(N))
+def test_values_that_belong_to_no_sample_raise_value_error():
+    pred, lam = torch.randn(N, C), torch.rand(N)
+    with pytest.raises(ValueError, match="per_sample=False"):
+        mixed_loss(nn.MSELoss(), pred[1:], (pred[1:],), (pred[1:],), lam)
 
 
 # The wrapper
@@ -490,26 +448,29 @@ def test_the_wrapper_answers_for_the_users_loss():
         _ = wrapped.no_such_name
 
 
-def test_another_function_may_be_called_instead():
+def test_the_wrapper_calls_the_mixers_loss_in_a_mixed_batch_only():
     pred, y, _ = classes()
-    wrapped = MixUpLoss(F.cross_entropy)
-    wrapped.instead = lambda pred, y: "mixed"
+    mixer = SimpleNamespace(_in_batch=True, lf=lambda pred, y: "mixed")
+    wrapped = MixUpLoss(F.cross_entropy, mixer)
     assert wrapped(pred, y) == "mixed"
-    wrapped.instead = None
+    mixer._in_batch = False
     assert torch.equal(wrapped(pred, y), F.cross_entropy(pred, y))
 
 
-def test_an_exception_leaves_the_reduction_as_it_was():
-    loss = nn.CrossEntropyLoss()
-    with pytest.raises((RuntimeError, IndexError, ValueError)):
-        mixed_loss(loss, torch.randn(N, C), (torch.zeros(N + 1).long(),), (torch.zeros(N + 1).long(),), torch.rand(N))
-    assert loss.reduction == "mean"
+@table(EVERY)
+def test_the_users_loss_is_never_written_to(loss, data, monkeypatch):
+    (pred, y, y1), objects = data(), (loss, getattr(loss, "func", loss))
+    for kind in {type(o) for o in objects if not isinstance(o, (partial, FunctionType))}:
+
+        def guarded(self, name, value, original=kind.__setattr__):
+            assert all(self is not o for o in objects), f"{name} is written to {self}"
+            original(self, name, value)
+
+        monkeypatch.setattr(kind, "__setattr__", guarded)
+    mixed_loss(loss, pred, (y,), (y1,), torch.rand(N) if is_average(loss) else torch.tensor([0.4]))
 
 
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))])
 def test_a_copy_of_the_wrapper_is_the_users_loss(copied):
     assert type(copied(MixUpLoss(nn.CrossEntropyLoss()))) is nn.CrossEntropyLoss
-
-
-def test_the_pickled_wrapper_does_not_name_the_package():
     assert b"mixaug" not in pickle.dumps(MixUpLoss(nn.CrossEntropyLoss()))

@@ -1,92 +1,83 @@
-"""Metrics over mixed batches, counted by hand."""
+"""Metrics of mixed batches, counted by hand."""
 
 import copy
 import pickle
 
 import pytest
 import torch
-from common import BS, METHODS, C, N, images, learner, on
+from common import METHODS, C, N, classes, learner, on
 from fastai.losses import BCEWithLogitsLossFlat
 from fastai.metrics import AccumMetric, F1Score, accuracy, accuracy_multi
 from sklearn.metrics import f1_score
 from torch import nn
 
-from mixaug import CutMix, MixedMetric, MixUp
+from mixaug import CutMix, MixedMetric, MixUp, OneOf, OutputMixup
 
 
-def record(learn, *metrics):
+def record(learn, *metrics, epochs=1):
     learn.metrics = metrics
     learn.recorder.train_metrics = True
-    learn.fit(1, 0.01)
-    return learn.recorder.values[0]
+    learn.fit(epochs, 0.01)
+    return learn.recorder.values[-1]
 
 
 def right(pred, y):
     return (pred.argmax(1) == y).float()
 
 
-@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
-def test_a_function_is_weighed_sample_by_sample(method):
-    y = torch.randint(0, C, (N,))
-    learn = learner(method(1, prob=0.7), y=y)
+MIXERS = {**METHODS, "OneOf": lambda alpha, prob: OneOf(MixUp(alpha), CutMix(alpha), prob=prob)}
+
+
+@pytest.mark.parametrize("method", MIXERS.values(), ids=MIXERS)
+def test_a_function_is_weighted_sample_by_sample(method):
+    learn = learner(method(1, prob=0.7))
     _, plain, mixed, _, plain_valid, mixed_valid = record(learn, accuracy, MixedMetric(accuracy))
-    own = partners = total = 0.0
+    original = total = 0.0
     for row in learn.spy.batches:
-        at = y[row["iter"] * BS : (row["iter"] + 1) * BS]
-        at1 = at if row["mix"] is None else at[row["mix"].partner]
-        own += right(row["pred"], at).sum()
-        total += (row["lam"] * right(row["pred"], at) + (1 - row["lam"]) * right(row["pred"], at1)).sum()
-        partners += right(row["pred"], at1).sum()
-    assert plain == pytest.approx(own.item() / N)  # plain metrics see the sample's own target
+        of_original, of_partner = right(row.pred, *row.y0), right(row.pred, *row.partners)
+        original += of_original.sum()
+        total += (row.lam * of_original + (1 - row.lam) * of_partner).sum()
+    assert plain == pytest.approx(original.item() / N)  # plain metrics see the original target
     assert mixed == pytest.approx(total.item() / N)
     assert mixed_valid == plain_valid
 
 
 def test_any_other_metric_keeps_two_accounts():
-    y = torch.randint(0, C, (N,))
-    learn = learner(MixUp(1), y=y, model=nn.Sequential(nn.Flatten(), nn.Linear(60, C)))
+    learn = learner(MixUp(1), model=nn.Sequential(nn.Flatten(), nn.Linear(60, C)))
     mixed = record(learn, MixedMetric(F1Score(average="macro")))[1]
-    pred = torch.cat([row["pred"] for row in learn.spy.batches]).argmax(1)
-    lam = torch.cat([row["lam"] for row in learn.spy.batches]).mean()
-    own = torch.cat([y[row["iter"] * BS : (row["iter"] + 1) * BS] for row in learn.spy.batches])
-    partner = torch.cat([row["yb1"][0] for row in learn.spy.batches])
-    expected = lam * f1_score(own, pred, average="macro") + (1 - lam) * f1_score(partner, pred, average="macro")
-    assert mixed == pytest.approx(expected.item(), abs=1e-6)
+    rows = learn.spy.batches
+    pred, lam = torch.cat([row.pred for row in rows]).argmax(1), torch.cat([row.lam for row in rows]).mean()
+    original, partner = (f1_score(torch.cat(y), pred, average="macro")
+                    for y in ([row.y0[0] for row in rows], [row.yb1[0] for row in rows]))  # fmt: skip
+    assert mixed == pytest.approx((lam * original + (1 - lam) * partner).item(), abs=1e-6)
 
 
-def test_plain_metrics_see_whole_labels():
-    y = torch.randint(0, 2, (N, C)).float()
-    learn = learner(MixUp(8), y=y, loss=BCEWithLogitsLossFlat())
+@pytest.mark.parametrize("mixer", [MixUp(8), OutputMixup(8), OneOf(MixUp(8)), OneOf(OutputMixup(8))])
+def test_plain_metrics_see_original_labels(mixer):
+    y = classes(C, high=2).float()
+    learn = learner(mixer, y=y, loss=BCEWithLogitsLossFlat())
     plain = record(learn, accuracy_multi)[1]
-    pred = torch.cat([row["pred"] for row in learn.spy.batches])
+    pred = torch.cat([row.pred for row in learn.spy.batches])
     assert plain == pytest.approx(((pred.sigmoid() > 0.5) == y.bool()).float().mean().item())
 
 
-def test_a_map_counts_as_it_was_cut():
-    x, y = images(), torch.randint(0, C, (N, 5, 6))
-    learn = learner(CutMix(), x, y, model=nn.Conv2d(2, C, 1), loss=nn.CrossEntropyLoss())
-    seen = record(learn, MixedMetric(lambda pred, y: right(pred, y).mean()))[1]
-    total = sum(right(row["pred"], row["y"][0]).mean((1, 2)).sum() for row in learn.spy.batches)
-    assert seen == pytest.approx(total.item() / N)
-
-
-def test_the_name_is_the_metrics_own():
-    assert MixedMetric(accuracy).name == "accuracy"
-    assert MixedMetric(AccumMetric(accuracy)).name == "accuracy"
+def test_a_segmentation_mask_counts_as_it_was_cut():
+    learn = learner(CutMix(), y=classes(5, 6), model=nn.Conv2d(2, C, 1), loss=nn.CrossEntropyLoss())
+    of_positions = lambda pred, y: right(pred, y).mean()  # noqa: E731
+    plain, mixed = record(learn, of_positions, MixedMetric(of_positions))[1:3]
+    total = sum(right(row.pred, row.y[0]).mean((1, 2)).sum() for row in learn.spy.batches)
+    assert plain == pytest.approx(mixed) == pytest.approx(total.item() / N)
 
 
 def test_where_mixing_is_switched_off_it_is_the_plain_metric():
-    y = torch.randint(0, C, (N,))
     cb = MixUp(1)
-    learn = learner(cb, y=y, cbs=[on("before_epoch", lambda learn: setattr(cb, "run", learn.epoch == 0))])
-    learn.metrics = [accuracy, MixedMetric(accuracy)]
-    learn.recorder.train_metrics = True
-    learn.fit(2, 0.01)
-    _, plain, mixed, *_ = learn.recorder.values[1]
+    learn = learner(cb, cbs=[on("before_epoch", lambda learn: setattr(cb, "run", learn.epoch == 0))])
+    _, plain, mixed, *_ = record(learn, accuracy, MixedMetric(accuracy), epochs=2)
     assert plain == mixed
 
 
-def test_a_copy_is_a_mixed_metric_and_a_pickle_the_plain_one():
+def test_the_name_is_the_metrics_and_a_pickle_the_plain_metric():
+    assert MixedMetric(accuracy).name == MixedMetric(AccumMetric(accuracy)).name == "accuracy"
     metric = MixedMetric(accuracy)
     assert type(copy.deepcopy(metric)) is MixedMetric
     assert pickle.loads(pickle.dumps(metric)).func is accuracy

@@ -1,203 +1,156 @@
-"""Whole trainings with every method: every batch's features and loss equal the papers' formula, and nothing is left."""
+"""Whole trainings: each prediction and loss equals the papers' formula, beside fastai's callbacks too."""
 
 import pytest
 import torch
 import torch.nn.functional as F
-from common import BS, EVERY, METHODS, C, N, Oracle, Unmixed, cnn, every_method, images, learner, no_hooks, slow_loss
-from fastai.losses import CrossEntropyLossFlat
-from torch import nn
+from common import BS, EVERY, METHODS, N, classes, cnn, every_method, images, learner, no_hooks, on, trained
+from fastai.callback.channelslast import ChannelsLast
+from fastai.vision import all as fv
+from reference import Oracle, check_losses, close, slow_mix
 
-from mixaug import CutMix, ManifoldMixup, MixUp, MixUpLoss, PatchUp
-
-
-def slow_features(x, partner, lam):
-    return torch.stack([lam[i] * x[i] + (1 - lam[i]) * x[j] for i, j in enumerate(partner.tolist())])
-
-
-@every_method
-@pytest.mark.parametrize("alpha", [1, 0.4])
-def test_every_batch_has_the_loss_of_the_formula(method, alpha):
-    x, y = images(), torch.randint(0, C, (N,))
-    learn = learner(method(alpha), x, y)
-    learn.fit(2, 0.01)
-    rows = learn.spy.batches
-    assert [len(row["lam"]) for row in rows] == [8, 8, 6] * 2
-    for row in rows:
-        at = slice(row["iter"] * BS, (row["iter"] + 1) * BS)
-        torch.testing.assert_close(row["loss"], slow_loss(row, y[at]), check_dtype=False)
-        assert torch.equal(row["yb1"][0], y[at][row["mix"].partner])
-        assert torch.equal(row["y"][0], y[at])
-        assert len(row["lam"].unique()) > 1
-    assert not torch.equal(rows[0]["mix"].lam, rows[3]["mix"].lam)
+from mixaug import FMix, MixUpLoss, SaliencyMix
 
 
 @pytest.mark.parametrize("name", [name for name in EVERY if name not in ("clean", "CMixup")])
-def test_every_prediction_is_of_the_mix_where_the_method_mixes(name):
-    mixer = EVERY[name](1)
-    learn = learner(mixer, cbs=[Oracle(), Unmixed()])
+def test_every_prediction_is_of_the_mix_where_the_method_mixes_and_every_loss_the_formulas(name):
+    loss, seen = fv.CrossEntropyLossFlat(), []
+    learn = learner(EVERY[name](1), loss=loss, cbs=[Oracle()])
+    learn.spy.before_backward = lambda: seen.append(type(learn.loss_func))
     learn.fit(4, 0.05)
     assert learn.oracle.batches == 4 * (3 + 3)
-    assert any((row["lam"] < 0.9).any() for row in learn.spy.batches)
-    assert no_hooks(learn.model)
-
-
-@pytest.mark.parametrize("hard", [False, True])
-def test_patchup_mixes_a_box_of_the_feature_map(hard):
-    learn = learner(PatchUp(hard=hard))
-    learn.fit(20, 0.0)
-    sizes = {None: (5, 6), "0": (5, 6), "2": (3, 4)}
-    assert {row["mixed_layer"] for row in learn.spy.batches} == set(sizes)
-    for row in learn.spy.batches:
-        mask = row["mix"].mask
-        assert mask.shape[1:] == sizes[row["mixed_layer"]]
-        assert (mask.dtype == torch.bool) == hard
-        for m in mask:
-            inside = m[m < 1]
-            assert hard or len(inside) == 0 or (len(inside.unique()) == 1 and inside[0] >= 0.5)
-            box = (m < 1).nonzero()
-            assert len(box) == 0 or len(box) == (box.max(0).values - box.min(0).values + 1).prod()
-        torch.testing.assert_close(row["lam"], mask.float().mean((1, 2)))
-
-
-@pytest.mark.parametrize("hard", [False, True])
-def test_patchup_has_one_box_for_a_loss_that_is_no_average(hard):
-    loss, y = lambda pred, y: F.cross_entropy(pred, y) ** 2, torch.randint(0, C, (N,))
-    learn = learner(PatchUp(hard=hard), y=y, loss=loss)
-    learn.fit(4, 0.01)
-    for row in learn.spy.batches:
-        own, mix = y[row["iter"] * BS : (row["iter"] + 1) * BS], row["mix"]
-        assert (mix.mask == mix.mask[:1]).all()
-        lam = row["lam"][0]
-        expected = lam * loss(row["pred"], own) + (1 - lam) * loss(row["pred"], own[mix.partner])
-        torch.testing.assert_close(row["loss"], expected, check_dtype=False)
-
-
-def test_patchup_wants_positions():
-    model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 8), nn.ReLU(), nn.Linear(8, C))
-    with pytest.raises(ValueError, match=r"PatchUp wants layers that give \(B, C, \*size\).*\(8, 8\)"):
-        learner(PatchUp(), model=model).fit(1)
-    learner(PatchUp(modules=[model[0]]), model=model).fit(1)
-
-
-def test_mixup_averages_the_images():
-    x = images()
-    learn = learner(MixUp(), x)
-    learn.fit(1)
-    for row in learn.spy.batches:
-        own = x[row["iter"] * BS : (row["iter"] + 1) * BS]
-        torch.testing.assert_close(row["x"][0], slow_features(own, row["mix"].partner, row["lam"]))
-        assert (row["lam"] >= 0.5).all()
-
-
-def test_cutmix_pastes_a_box_of_the_partner():
-    x = images()
-    learn = learner(CutMix(), x)
-    learn.fit(1)
-    lams = torch.cat([row["lam"] for row in learn.spy.batches])
-    assert (lams < 0.5).any()
-    for row in learn.spy.batches:
-        own = x[row["iter"] * BS : (row["iter"] + 1) * BS]
-        for i, j in enumerate(row["mix"].partner.tolist()):
-            kept = (row["x"][0][i] == own[i]).all(0)
-            pasted = (row["x"][0][i] == own[j]).all(0)
-            assert (kept | pasted).all()
-            assert row["lam"][i].item() == pytest.approx(kept.float().mean().item())
-
-
-@pytest.mark.parametrize("input_mixup", [True, False])
-def test_manifold_mixup_mixes_the_layer_it_names_and_no_other(input_mixup):
-    x, model = images(), cnn()
-    learn = learner(ManifoldMixup(input_mixup=input_mixup), x, model=model)
-    learn.fit(8, 0.0)  # the weights stay, so that each forward pass can be done again by hand
-    for row in learn.spy.batches:
-        own = x[row["iter"] * BS : (row["iter"] + 1) * BS]
-        cut = 0 if row["mixed_layer"] is None else int(row["mixed_layer"]) + 1
-        with torch.no_grad():
-            hidden = slow_features(model[:cut](own), row["mix"].partner, row["lam"])
-            torch.testing.assert_close(row["pred"], model[cut:](hidden))
-    drawn = {row["mixed_layer"] for row in learn.spy.batches}
-    assert drawn == ({None, "0", "2"} if input_mixup else {"0", "2"})
-
-
-def test_output_mixup_averages_the_predictions():
-    x, model = images(), cnn()
-    learn = learner(METHODS["OutputMixup"](), x, model=model)
-    learn.fit(1, 0.0)
-    for row in learn.spy.batches:
-        own = x[row["iter"] * BS : (row["iter"] + 1) * BS]
-        assert torch.equal(row["x"][0], own)
-        with torch.no_grad():
-            torch.testing.assert_close(row["pred"], slow_features(model(own), row["mix"].partner, row["lam"]))
-
-
-@every_method
-def test_training_leaves_nothing_behind(method):
-    x, y, loss = images(), torch.randint(0, C, (N,)), CrossEntropyLossFlat()
-    seen, before = [], x.clone()
-    learn = learner(method(), x, y, loss=loss)
-    learn.spy.after_pred = lambda: seen.append(type(learn.loss_func)) if learn.training else None
-    learn.fit(1, 0.01)
     assert set(seen) == {MixUpLoss}
     assert learn.loss_func is learn.spy.valid_loss is loss
     assert no_hooks(learn.model)
-    assert torch.equal(x, before)
-    learn.model.eval()
-    with torch.no_grad():
-        pred = learn.model(x)
-    torch.testing.assert_close(learn.validate()[0], loss(pred, y).item(), rtol=1e-5, atol=0)
-    got, targets = learn.get_preds()
-    torch.testing.assert_close(got, pred.softmax(1))
-    assert torch.equal(targets, y)
+    rows = [row for row in learn.spy.batches if row.mix is not None]
+    assert any((row.lam < 0.9).any() for row in rows)
+    assert not torch.equal(rows[0].lam, rows[3].lam)
+    for row in rows:
+        assert torch.equal(row.yb1[0], row.partners[0])
+        assert torch.equal(row.y[0], row.y0[0])
+        assert name not in ("MixUp", "ManifoldMixup", "OutputMixup") or (row.lam >= 0.5).all()  # folded
 
 
-@every_method
-def test_training_learns_the_model(method):
-    """Gradients are those of the loss: the parameters move as plain SGD on the mixed batch moves them."""
-    x, y, model = images(n=BS), torch.randint(0, C, (BS,)), cnn()
-    learn = learner(method(), x, y, model=model)
-    before = [p.detach().clone() for p in model.parameters()]
-    learn.fit(3, 0.1)
-    assert all(not torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
+def test_the_decay_of_fmix_is_its_masks():
+    masks = torch.cat([row.mix.mask for row in trained(FMix(decay=0), images((40, 40))).spy.batches])
+    lam = masks.float().mean((1, 2))
+    chance = (lam**2 + (1 - lam) ** 2).mean()
+    assert (masks == masks.roll(1, 1)).float().mean().item() == pytest.approx(chance.item(), abs=0.02)
+
+
+def test_saliency_mix_cuts_out_what_stands_out_in_the_partner():
+    x = 0.01 * torch.rand(N, 2, 11, 13)
+    peak = torch.stack([torch.randint(0, 11, (N,)), torch.randint(0, 13, (N,))], 1)
+    x[range(N), :, peak[:, 0], peak[:, 1]] = 1
+    for row in trained(SaliencyMix(8), x).spy.batches:
+        for i, j in enumerate(row.mix.partner):
+            r, c = (row.x0[0][j, 0] == 1).nonzero()[0].tolist()
+            assert not row.mix.mask[i, max(0, r - 1) : r + 2, max(0, c - 1) : c + 2].all()
+    with pytest.raises(ValueError, match="CutMix"):
+        SaliencyMix().draw(torch.rand(2, 1, 2, 2, 2, 2))
+
+
+def test_every_parameter_gets_a_gradient():
+    for method in METHODS.values():
+        learn = learner(method())
+        before = [p.detach().clone() for p in learn.model.parameters()]
+        learn.fit(3, 0.1)
+        assert all(not torch.equal(p, q) for p, q in zip(learn.model.parameters(), before, strict=True))
 
 
 @every_method
 def test_a_batch_of_one_trains_unmixed(method):
-    x, y = images(n=9), torch.randint(0, C, (9,))
-    learn = learner(method(), x, y)
-    learn.fit(1, 0.0)
+    learn = trained(method(), images(n=9), classes(n=9), fit=(1, 0.0))
     last = learn.spy.batches[-1]
-    assert last["mix"] is None
-    assert last["lam"].tolist() == [1]
-    assert torch.equal(last["x"][0], x[8:])
-    assert torch.equal(last["loss"], F.cross_entropy(learn.model(x[8:]), y[8:]))
+    assert last.mix is None
+    assert last.yb1 is None
+    assert last.lam.tolist() == [1]
+    assert torch.equal(last.x[0], last.x0[0])
+    assert torch.equal(last.loss, F.cross_entropy(learn.model(last.x0[0]), last.y0[0]))
 
 
 @every_method
-def test_prob_is_the_share_of_batches_mixed(method):
-    learn = learner(method(prob=0.3))
-    learn.fit(40, 0.0)
-    mixed = [row["mix"] is not None for row in learn.spy.batches]
-    assert sum(mixed) / len(mixed) == pytest.approx(0.3, abs=0.1)
-
-
-@every_method
-def test_one_draw_for_the_batch(method):
-    x, y = images(), torch.randint(0, C, (N,))
-    learn = learner(method(per_sample=False), x, y)
-    learn.fit(2, 0.01)
+@pytest.mark.parametrize(
+    ("per_sample", "loss"), [(False, fv.CrossEntropyLossFlat()), (True, lambda pred, y: F.cross_entropy(pred, y))]
+)
+def test_one_draw_for_the_batch(method, per_sample, loss):
+    """As asked for, or because nothing is known of the loss."""
+    learn = trained(method(per_sample=per_sample), loss=loss, fit=(2, 0.01))
+    check_losses(learn)
     for row in learn.spy.batches:
-        assert row["lam"].shape == (len(row["y"][0]),)
-        assert len(row["lam"].unique()) == 1
-        own = y[row["iter"] * BS : (row["iter"] + 1) * BS]
-        torch.testing.assert_close(row["loss"], slow_loss(row, own), check_dtype=False)
+        assert row.lam.shape == (len(row.y[0]),)
+        assert len(row.lam.unique()) == 1
+        assert (row.mix.mask == row.mix.mask[:1]).all()
+        if row.place == "input":
+            close(row.x[0], slow_mix(row.x0[0], row.mix))
+
+
+CALLBACKS = {
+    "GradientAccumulation": lambda: fv.GradientAccumulation(16),
+    "GradientClip": fv.GradientClip,
+    "MixedPrecision": fv.MixedPrecision,
+    "MixedPrecision, bf16": lambda: fv.MixedPrecision(amp_mode="bf16"),
+    "ChannelsLast": ChannelsLast,
+    "SaveModelCallback": fv.SaveModelCallback,
+    "EarlyStoppingCallback": fv.EarlyStoppingCallback,
+    "ReduceLROnPlateau": fv.ReduceLROnPlateau,
+    "CSVLogger": fv.CSVLogger,
+    "ActivationStats": fv.ActivationStats,
+    "FetchPredsCallback": fv.FetchPredsCallback,
+    "ShowGraphCallback": lambda: [fv.ProgressCallback(), fv.ShowGraphCallback()],
+}
+FITS = {
+    "fit_one_cycle": lambda learn: learn.fit_one_cycle(2, 0.01),
+    "fit_flat_cos": lambda learn: learn.fit_flat_cos(2, 0.01),
+    "fine_tune": lambda learn: learn.fine_tune(1, 0.01),
+    "discriminative": lambda learn: learn.fit(2, slice(1e-4, 1e-2)),
+    "frozen": lambda learn: (learn.freeze(), learn.fit(2, 0.01)),
+}
+
+
+def checked(learn, rtol=1.3e-6):
+    check_losses(learn, rtol=rtol)
+    assert {row.lam.dtype for row in learn.spy.batches} == {torch.float32}
+    assert no_hooks(learn.model)
 
 
 @every_method
-@pytest.mark.parametrize("loss", [F.cross_entropy, lambda pred, y: F.cross_entropy(pred, y)])
-def test_any_function_is_a_loss(method, loss):
-    x, y = images(), torch.randint(0, C, (N,))
-    learn = learner(method(), x, y, loss=loss)
-    learn.fit(2, 0.01)
+@pytest.mark.parametrize("name", CALLBACKS)
+@pytest.mark.filterwarnings("ignore:.*CUDA is not available", "ignore:(?s).*shadowing an attribute .modules.")
+def test_beside_another_callback(name, method, tmp_path):
+    learn = learner(method(1), path=tmp_path)
+    learn.fit(2, 0.01, cbs=CALLBACKS[name]())
+    assert len(learn.spy.batches) == 6
+    checked(learn)
+
+
+@pytest.mark.parametrize(("name", "method"), [*zip(FITS, [*METHODS.values()] * 2, strict=False)])
+def test_with_every_schedule(name, method):
+    learn = learner(method(1), splitter=lambda model: [fv.params(model[:2]), fv.params(model[2:])])
+    FITS[name](learn)
+    assert len(learn.spy.batches) == 6
+    checked(learn)
+
+
+@every_method
+def test_under_autocast_on_the_cpu(method):
+    autocast = torch.autocast("cpu", torch.bfloat16)
+    enter = on("before_batch", lambda learn: autocast.__enter__(), 20)
+    leave = on("after_loss", lambda learn: autocast.__exit__(None, None, None), -20)
+    learn = trained(method(1), cbs=[enter, leave])
+    assert {row.pred.dtype for row in learn.spy.batches} == {torch.bfloat16}
     for row in learn.spy.batches:
-        own = y[row["iter"] * BS : (row["iter"] + 1) * BS]
-        torch.testing.assert_close(row["loss"], slow_loss(row, own), check_dtype=False)
+        row.pred = row.pred.float()
+    checked(learn, rtol=0.01)
+
+
+@every_method
+def test_beside_transforms_of_the_batch_that_change_its_size(method):
+    y = classes()
+    data = fv.Datasets(range(N), [[fv.TensorImage(torch.rand(N, 3, 9, 9)).__getitem__], [y.__getitem__]])
+    tfms = [fv.Normalize.from_stats([0.5] * 3, [0.2] * 3, cuda=False), *fv.aug_transforms(size=6, min_scale=0.7)]
+    learn = learner(method(1), model=cnn(channels=3))
+    learn.dls = fv.DataLoaders(*(fv.TfmdDL(data, BS, after_batch=tfms, num_workers=0) for _ in range(2)), device="cpu")
+    learn.fit(2, 0.01)
+    assert {row.x[0].shape[1:] for row in learn.spy.batches} == {(3, 6, 6)}
+    assert min(row.x[0].min() for row in learn.spy.batches) < 0
+    checked(learn)

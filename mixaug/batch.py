@@ -1,0 +1,195 @@
+"""Mixes one batch: inputs, targets and loss, all decided once. Independent of `Learner`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .loss import examine, mixed_loss
+from .mix import Mix, like, map_tensors
+from .torch_private import no_subclass
+
+if TYPE_CHECKING:
+    from .handler import MixHandler
+
+
+@dataclass(frozen=True)
+class MixedBatch:
+    """A batch after mixing. :func:`mix_batch` makes it.
+
+    Args:
+        xb: Inputs for the model.
+        yb: Targets for the loss.
+        yb1: Each sample's partner's targets.
+        lam: Mixing coefficients ``(B,)``.
+        rules: What became of each target: ``"loss"`` (left as it is, the losses of both targets are combined),
+            ``"average"`` (by lam) or ``"mask"`` (position by position).
+        one_lam: Whether one lam serves the whole batch.
+        method: The method that mixed the batch: of a :class:`OneOf`, the one that it chose.
+        mix: The draw that all of this follows; None if the batch is left as it is.
+        original: Targets before mixing.
+        loss_func: The loss to combine.
+    """
+
+    xb: tuple
+    yb: tuple
+    yb1: tuple
+    lam: Tensor
+    rules: tuple[str, ...]
+    one_lam: bool
+    method: "MixHandler | None"
+    mix: Mix | None
+    original: tuple
+    loss_func: Callable
+
+    def loss(self, pred: Any, *yb: Any, loss_func: Callable | None = None) -> Tensor:
+        """Return the loss of the mixed batch: lam · L(pred, yb) + (1 - lam) · L(pred, yb1) where losses are combined.
+
+        Args:
+            pred: The model's prediction for `xb`.
+            *yb: Targets; none: this batch's.
+            loss_func: Loss to combine; None: this batch's.
+        """
+        loss_func, yb = loss_func or self.loss_func, yb or self.yb
+        if self.mix is None or "loss" not in self.rules:
+            return loss_func(pred, *yb)
+        both = zip(yb, self.yb1, self.rules, strict=True)
+        yb1 = tuple(like(y, y1) if rule == "loss" else y for y, y1, rule in both)
+        return mixed_loss(loss_func, pred, yb, yb1, self.lam[:1] if self.one_lam else self.lam)
+
+    def check(self, yb: tuple, loss_func: Callable, order: float) -> None:
+        """Raise an error if a callback after the mixing, which has this `order`, changed targets or loss too much."""
+        replaced = "loss" in self.rules and loss_func is not self.loss_func
+        if replaced and not (self.one_lam or examine(loss_func).average):
+            raise ValueError(
+                "Expected a loss that is known to be an average (see mixaug.loss.is_average) once the batch is mixed, "
+                f"got {loss_func}. Give the callback that replaces the loss an order < {order}"
+            )
+        each = zip(yb, self.yb, self.rules, strict=False)
+        changed = any(now.is_floating_point() != y.is_floating_point() and rule != "mask" for now, y, rule in each)
+        if changed or len(yb) != len(self.yb):
+            raise TypeError(
+                f"Expected targets of {[str(y.dtype) for y in self.yb]}, as they were mixed, got "
+                f"{[str(y.dtype) for y in yb]}. Give the callback that changes them an order < {order}"
+            )
+
+    def for_metrics(self, yb: tuple) -> tuple:
+        """Return targets as metrics see them: the original ones, except masks that were cut."""
+        cut = self.mix is not None and self.mix.mask.dtype == torch.bool
+        each = zip(yb, self.original, self.rules, strict=True)
+        return tuple(y if rule == "loss" or (rule == "mask" and cut) else original for y, original, rule in each)
+
+    def remixed(self, mix: Mix) -> "MixedBatch":
+        """Return the batch with the targets and the lam of another mix."""
+        return replace(self, mix=mix, lam=mix.lam, yb=_mixed_targets(self.original, self.rules, mix))
+
+
+def mix_batch(
+    method: "MixHandler | None", xb: Any, yb: Any, loss_func: Callable[..., Tensor], *, mix: Mix | None = None
+) -> MixedBatch:
+    """Mix a batch: draw once, then decide what becomes of every input, every target and the loss.
+
+    It works in any training loop; the callbacks call it too. The batch is not changed. `prob`, `start` and `stop`
+    belong to a fit and do not count here: every batch of two or more samples is mixed. :class:`ManifoldMixup`,
+    :class:`PatchUp` and :class:`OutputMixup` leave the inputs as they are: mix what the layer or the model returns,
+    with ``mixed.mix.blend``.
+
+    Args:
+        method: A mixing method; None: leave the batch as it is.
+        xb: Inputs: a tensor ``(B, ...)``, or a tuple of nests of such tensors.
+        yb: Targets: a tensor ``(B, ...)``, or a tuple of such tensors.
+        loss_func: Loss whose values are combined where targets cannot be mixed.
+        mix: A draw to use again, as in ``mix_batch(mixed.method, ..., mix=mixed.mix)``; None: draw.
+
+    Raises:
+        TypeError: If `method` is no method, or inputs or targets cannot be mixed.
+        ValueError: If targets or loss do not fit the method.
+
+    >>> x, y = torch.rand(4, 3, 8, 8), torch.tensor([0, 1, 2, 0])
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 3))
+    >>> mixed = mix_batch(CutMix(1.0), x, y, torch.nn.functional.cross_entropy)
+    >>> mixed.loss(model(*mixed.xb)).backward()
+    """
+    if method is not None and (isinstance(method, type) or not hasattr(method, "_chooses")):
+        raise TypeError(f"method must be a mixing method, as in mix_batch(MixUp(), ...), got {method!r}")
+    if mix is not None and method is not None and method._chooses:
+        raise ValueError(f"method must be the one that drew the mix, got {method!r}. Use mixed.method")
+    xb, yb = (tuple(b) if isinstance(b, (tuple, list)) else (b,) for b in (xb, yb))
+    found: list[Tensor] = []
+    map_tensors(found.append, xb)
+    if not found:
+        kinds = [type(x).__name__ for x in xb]
+        raise TypeError(f"Expected tensors in tuples, lists or mappings as inputs, got {kinds}")
+    with no_subclass():
+        x = found[0]
+        while method is not None and method._chooses:
+            method = method._pick()
+        kinds = [type(y).__name__ for y in yb if not isinstance(y, Tensor)]
+        if kinds and method is not None:
+            raise TypeError(f"Expected each target to be a tensor, got {kinds}. Pass the tensors of a nest one by one")
+        if mix is None and method is not None and len(x) > 1:
+            method._drawn_for = yb, loss_func
+            try:
+                mix = method.draw(x)
+            finally:
+                method._drawn_for = (), None
+        if mix is None or method is None:
+            lam = torch.ones(len(x), device=x.device)
+            return MixedBatch(xb, yb, yb, lam, ("loss",) * len(yb), False, method, None, yb, loss_func)
+        decided = [_decide(y, mix, method._stack_y, loss_func) for y in yb]
+        yb, rules = tuple(y for y, _ in decided), tuple(rule for _, rule in decided)
+        separable = "loss" not in rules or examine(loss_func).average
+        if not separable and method._needs_average:
+            raise ValueError(
+                f"Expected a loss that is known to be an average (see mixaug.loss.is_average), got {loss_func}. "
+                "Any other needs one lam for the batch: use clean=False, and OneOf with per_sample=False"
+            )
+        whole = len(mix.partner) == 2 * len(x)  # a draw that is used again, with the unmixed batch in front
+        # One lam, the first sample's, combines the values of any loss exactly
+        if (one_lam := not (method.per_sample and separable)) and not whole:
+            mix = mix.shared()
+        if method.clean:
+            mix, one_lam = mix if whole else mix.after_clean(), False
+            xb, yb = map_tensors(lambda t: like(t, torch.cat([t, t])), (xb, yb))
+        yb1 = tuple(map(mix.partners, yb))
+        if method.stack_x:
+            xb = (*xb, *map_tensors(mix.partners, xb), mix.lam)
+        elif method._mixes_input:
+            xb = map_tensors(mix.blend, xb)
+        return MixedBatch(xb, _mixed_targets(yb, rules, mix), yb1, mix.lam, rules, one_lam, method, mix, yb, loss_func)
+
+
+def _mixed_targets(yb: tuple, rules: tuple[str, ...], mix: Mix) -> tuple:
+    """Return targets, each mixed by its rule."""
+    whole = Mix(mix.partner, mix.lam)
+    each = zip(yb, rules, strict=True)
+    return tuple(y if rule == "loss" else (mix if rule == "mask" else whole).blend(y) for y, rule in each)
+
+
+def _decide(y: Any, mix: Mix, stack_y: bool | None, loss_func: Callable) -> tuple[Tensor, str]:
+    """Return a target in the dtype that its loss uses, and its rule; raise an error if it cannot be mixed."""
+    if any(c.__name__ in ("TensorBBox", "BoundingBoxes") for c in type(y).__mro__):
+        raise TypeError(
+            "Expected targets that can be mixed, got bounding boxes: an average of two boxes surrounds nothing. Train "
+            "without mixing"
+        )
+    if getattr(loss_func, "floatify", False) and not y.is_floating_point():  # as fastai's regression losses do
+        y = like(y, y.float())
+    covered, cut = mix.mask.ndim > 1 and mix.covers(y), mix.mask.dtype == torch.bool
+    mixable = y.is_floating_point() or (covered and cut)
+    if stack_y or (stack_y is None and not mixable):
+        if covered and not cut:
+            raise ValueError(
+                f"Expected one lam for each sample to mix class indices at each position, got targets of shape "
+                f"{tuple(y.shape)} and a mask that averages position by position. Use a bool mask, or OneOf with "
+                "per_sample=False"
+            )
+        return y, "loss"
+    if covered and y.ndim == 2 and y.is_floating_point():
+        raise ValueError(
+            f"Expected targets for each position or for the sample, got shape {tuple(y.shape)}, which may be either. "
+            "For a value at each position add a channel axis, (B, 1, L); for labels of the sample use stack_y=True"
+        )
+    return y, "mask" if covered else "average"

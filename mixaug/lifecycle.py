@@ -1,0 +1,89 @@
+"""Restores the learner when training ends, also after an exception, and when a callback is switched off or moved.
+
+A mixing callback changes two things of a learner while it trains: its loss function, and the hooks of its model.
+:meth:`OnOneLearner._restore_learner` undoes both.
+"""
+
+from collections.abc import Callable
+from functools import wraps
+from operator import attrgetter
+from typing import Any
+
+from fastai.callback.core import Callback
+from fastai.learner import Learner
+from fastcore.foundation import L
+
+
+class OnOneLearner(Callback):
+    """A callback that belongs to one learner at a time, and restores it when switched off, moved or removed."""
+
+    _learn: Any = None
+    _run = True
+    _checked = False  # by before_fit, for this learner
+
+    def _restore_learner(self) -> None:
+        """Undo what training changed in the learner."""
+
+    def _move_to(self, learn: Any) -> None:
+        """Attach to another learner, or to none."""
+        former, self._checked = self._learn, False
+        if former is not None and learn is not former:
+            self._restore_learner()
+            self._learn = None
+            if learn is not None and any(cb is self for cb in former.cbs):
+                former.remove_cb(self)
+        self._learn = learn
+
+    def _switch(self, run: bool) -> None:
+        """Switch mixing on or off."""
+        self._run = run
+        if not run:
+            self._restore_learner()
+
+    learn: Any = property(attrgetter("_learn"), lambda self, learn: self._move_to(learn))
+    run: Any = property(attrgetter("_run"), lambda self, run: self._switch(run))
+
+
+def mixing_callbacks(learn: Learner) -> list[Any]:
+    """Return the mixing callbacks of a learner."""
+    return [cb for cb in learn.cbs if hasattr(type(cb), "_restore_learner")]
+
+
+def patched(method: Callable) -> Callable:
+    """Replace the method of `Learner` of the same name; the function gets the original as its second argument.
+
+    Reloading this module replaces the function again, and does not wrap it twice.
+    """
+    name = method.__name__
+    original = getattr(Learner, name)
+    original = vars(original).get("_patched_by_mixaug", original)
+
+    @wraps(original)
+    def inner(self: Learner, *args: Any, **kwargs: Any) -> Any:
+        return method(self, original, *args, **kwargs)
+
+    vars(inner)["_patched_by_mixaug"] = original
+    setattr(Learner, name, inner)
+    return method
+
+
+@patched
+def fit(self: Learner, original: Callable, *args: Any, **kwargs: Any) -> None:
+    """Restore the learner however the fit ends: after an exception fastai calls no events."""
+    try:
+        original(self, *args, **kwargs)
+    finally:
+        for cb in mixing_callbacks(self):
+            cb.learn = self  # None after `fit(cbs=cb)` with a callback that the learner has already
+            cb._restore_learner()
+
+
+@patched
+def export(self: Learner, original: Callable, *args: Any, **kwargs: Any) -> None:
+    """Leave mixing out of the file, so that it opens where mixaug is not installed."""
+    cbs = list(self.cbs)
+    try:
+        with self.removed_cbs(mixing_callbacks(self)):
+            original(self, *args, **kwargs)
+    finally:
+        self.cbs = L(cbs)  # in their order

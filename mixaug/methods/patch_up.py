@@ -1,0 +1,107 @@
+"""`PatchUp`: mixes hidden layers, like `ManifoldMixup`, with the box of `CutMix`."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from typing_extensions import Unpack
+
+from ..mix import Mix, send, tensors
+from ..options import MixOptions, Schedule, flag, with_options
+from .cut import box_mask
+from .hidden import ManifoldMixup, Pass
+
+
+@with_options
+class PatchUp(ManifoldMixup):
+    """Mix one box of each sample's feature maps in one random layer of each batch (Faramarzi et al., 2020).
+
+    It mixes hidden layers, like :class:`ManifoldMixup`, with a box, like :class:`CutMix`; lam is the mask's mean on the
+    feature map. The paper has many small blocks instead of one box.
+
+    Args:
+        alpha: Parameter of Beta(alpha, alpha), from which lam is drawn; > 0. May be a schedule.
+        hard: Replace the box with the partner's; False: average inside of it, by another coefficient.
+        modules: Layers to choose from; None: those that :func:`hidden_layers` finds.
+        input_mixup: Choose the input too, if all inputs are floating-point.
+        **kwargs: See :class:`MixHandler`.
+
+    Shape:
+        The output of each candidate is ``(B, C, *size)`` with one to three spatial axes.
+
+    Raises:
+        ValueError: If a candidate returns another shape, or targets are dense; as in :class:`ManifoldMixup`.
+        RuntimeError: If a candidate does not run exactly once in a batch.
+
+    Reference: https://arxiv.org/abs/2006.07794
+    """
+
+    def __init__(
+        self,
+        alpha: float | Schedule = 2.0,
+        *,
+        hard: bool = False,
+        modules: Iterable[nn.Module] | None = None,
+        input_mixup: bool = True,
+        **kwargs: Unpack[MixOptions],
+    ):
+        self.hard = flag("hard", hard)
+        super().__init__(alpha, modules=modules, input_mixup=input_mixup, **kwargs)
+
+    def _new_pass(self) -> Pass:
+        return _BoxPass()
+
+    def _choose_layer(self) -> None:
+        mixed: Any = self._mixed
+        size = tensors(self.learn.xb)[0].shape[2:]
+        if dense := [tuple(y.shape) for y in mixed.original if size and y.shape[1:][-len(size) :] == size]:
+            raise ValueError(f"Expected targets of whole samples, got dense targets of shapes {dense}. Use CutMix")
+        n, device = len(mixed.lam) if self.per_sample and not mixed.one_lam else 1, mixed.lam.device
+        center = torch.from_numpy(self.rng.random((3, n), np.float32))
+        self._pass.center = send(center, device).expand(3, len(mixed.lam))
+        self._pass.inside = None if self.hard else self.draw_lam(mixed.lam)[:n].expand_as(mixed.lam)
+        super()._choose_layer()
+        if self.mixed_layer is None:
+            self._use(self.mix)
+
+    def after_pred(self) -> None:
+        """Check that every candidate ran once, and mix the targets by the lam of the layer that was mixed."""
+        if self._pass.mix is not None and self.mixed_layer is not None and self._mixed is not None:
+            self._mixed.check(self.learn.yb, self.old_lf, self.order)
+            self._use(self._pass.used[self._pass.at])
+        super().after_pred()
+
+    def _use(self, mix: Mix | None) -> None:
+        """Mix the targets by a layer's mix, None if the layer did not run."""
+        if mix is not None and self._mixed is not None:
+            self._mixed = mixed = self._mixed.remixed(mix)
+            each = zip(self.learn.yb, mixed.yb, mixed.rules, strict=True)
+            self.learn.yb = tuple(now if rule == "loss" else y for now, y, rule in each)
+            self.mix, self.lam = mix, mixed.lam
+
+
+class _BoxPass(Pass):
+    """What `PatchUp`'s hooks read: also where the boxes are, and the coefficient inside of them."""
+
+    center: Any
+    inside: Any
+
+    def mix_for(self, nest: Any) -> Mix:
+        size = self.check(nest)
+        mask = box_mask(self.mix.mask, size, self.center[: len(size)])
+        if self.inside is not None:
+            mask = torch.where(mask, 1.0, self.inside.view(-1, *[1] * len(size)))
+        return Mix(self.mix.partner, mask)
+
+    def check(self, nest: Any) -> torch.Size:
+        shapes = [t.shape for t in tensors(nest)]
+        found = [shape[2:] for shape in shapes if 3 <= len(shape) <= 5]
+        if not found:
+            raise ValueError(
+                "Expected layers that return (B, C, *size) with up to three spatial axes, got shapes "
+                f"{list(map(tuple, shapes))}. Choose other layers (modules=[...]) or, for such inputs, "
+                "input_mixup=False; or use ManifoldMixup"
+            )
+        return found[0]

@@ -1,0 +1,243 @@
+"""Mixing in feature space: which layer is mixed and how, checkpointed and compiled models, nests of outputs."""
+
+import copy
+from collections import UserDict, namedtuple
+
+import pytest
+import torch
+from common import BS, METHODS, C, N, classes, cnn, images, learner, no_hooks, on, trained
+from fastai.torch_core import set_seed
+from fastcore.basics import fastuple
+from reference import close, slow_mix
+from scipy import stats
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from mixaug import ManifoldMixup, Mix, OutputMixup, PatchUp, sample_partner
+from mixaug.methods.output import blend_floats
+
+
+class Net(nn.Module):
+    """A network whose forward pass is a function."""
+
+    def __init__(self, flow):
+        super().__init__()
+        self.first, self.last, self.flow = nn.Linear(60, 60), nn.Linear(60, C), flow
+
+    def forward(self, x):
+        return self.flow(self, x.flatten(1))
+
+
+def places(learn):
+    return {row.mixed_layer for row in learn.spy.batches}
+
+    @pytest.mark.parametrize("input_mixup", [True, False])
+    def test_given_modules_and_the_input_are_chosen_equally_often(self, input_mixup):
+        model = nn.Sequential(nn.Flatten(), nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3))
+        cb = ManifoldMixup(0.4, modules=[model[4], model[1]], input_mixup=input_mixup)
+        layers = [row.mixed_layer for row in trained(cb, torch.randn(600, 2), model=model, bs=2).spy.batches]
+        assert list(cb.hidden_layers) == ["4", "1"]
+        assert set(layers) == {"1", "4"} | ({None} if input_mixup else set())
+        assert stats.chisquare([layers.count(layer) for layer in set(layers)]).pvalue > 1e-6
+
+    def test_integer_inputs_are_never_chosen(self):
+        model = nn.Sequential(nn.Embedding(10, 4), nn.Flatten(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, C))
+        assert places(trained(ManifoldMixup(), torch.randint(0, 10, (22, 3)), model=model, fit=(6,))) == {"2"}
+
+    @pytest.mark.parametrize(
+        ("flow", "modules", "error", "match"),
+        [
+            (None, [nn.Conv2d(1, 1, 1)], ValueError, "modules must be"),
+            (None, None, ValueError, r"modules=.*mixable"),
+            (lambda net, x: net.last(x), None, RuntimeError, "'first': 0.*modules="),
+            (lambda net, x: net.last(net.first(net.first(x))), None, RuntimeError, "'first': 2.*modules="),
+            (lambda net, x: net.last(torch.cat([net.first(t) for t in x.chunk(2)])), None, ValueError, "modules="),
+            (lambda net, x: net.last(net.eval().first(x)), None, RuntimeError, "eval mode"),
+        ],
+    )
+    def test_a_model_that_cannot_be_mixed_raises(self, flow, modules, error, match):
+        model = Net(flow) if flow else nn.Sequential(nn.Flatten(), nn.Linear(60, C))
+        learn = learner(ManifoldMixup(modules=modules, input_mixup=False), images(n=BS), model=model)
+        with pytest.raises(error, match=match):
+            learn.fit(1)
+        assert no_hooks(model)
+
+    def test_a_copy_of_the_model_made_while_training_is_not_mixed(self):
+        x, teachers, model = images(n=BS), [], cnn()
+
+        def look(learn):
+            if learn.training:
+                teachers.append((copy.deepcopy(learn.model)(x), learn.pred.detach()))
+
+        trained(ManifoldMixup(8, input_mixup=False), x, model=model, cbs=[on("after_pred", look, -1)], fit=(1, 0.0))
+        ((teacher, pred),) = teachers
+        close(teacher, model(x))
+        assert not torch.allclose(teacher, pred)
+
+
+@pytest.mark.parametrize("hard", [False, True])
+class TestPatchUp:
+    def test_a_box_of_the_feature_map_is_mixed(self, hard):
+        learn = trained(PatchUp(hard=hard), fit=(20, 0.0))
+        sizes = {None: (5, 6), "0": (5, 6), "2": (3, 4)}
+        assert places(learn) == set(sizes)
+        for row in learn.spy.batches:
+            mask = row.mix.mask
+            assert mask.shape[1:] == sizes[row.mixed_layer]
+            assert (mask.dtype == torch.bool) == hard
+            for m in mask:
+                inside, box = m[m < 1], (m < 1).nonzero()
+                assert hard or len(inside) == 0 or (len(inside.unique()) == 1 and inside[0] >= 0.5)
+                assert len(box) == 0 or len(box) == (box.max(0).values - box.min(0).values + 1).prod()
+            close(row.lam, mask.float().mean((1, 2)))
+
+    def test_a_loss_that_is_no_average_gets_one_box(self, hard):
+        loss = lambda pred, y: nn.functional.cross_entropy(pred, y) ** 2  # noqa: E731
+        for row in trained(PatchUp(hard=hard), loss=loss, fit=(4, 0.01)).spy.batches:
+            assert (row.mix.mask == row.mix.mask[:1]).all()
+            lam = row.lam[0]
+            close(row.loss, lam * loss(row.pred, *row.y0) + (1 - lam) * loss(row.pred, *row.partners))
+
+    def test_labels_are_averaged_by_lam_whatever_their_size(self, hard):
+        model = nn.Sequential(nn.Conv1d(2, 4, 4, stride=4), nn.ReLU(), nn.Flatten(), nn.Linear(20, 5))
+        mixer = PatchUp(hard=hard, input_mixup=False)
+        for row in trained(mixer, images((20,)), torch.rand(N, 5), model, nn.MSELoss(), fit=(2,)).spy.batches:
+            assert row.mix.mask.shape[1:] == (5,)
+            close(row.y[0], slow_mix(row.y0[0], Mix(row.mix.partner, row.lam)))
+
+    def test_layers_without_positions_and_dense_targets_raise_value_error(self, hard):
+        model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 8), nn.ReLU(), nn.Linear(8, C))
+        with pytest.raises(ValueError, match=r"modules=.*ManifoldMixup"):
+            trained(PatchUp(hard=hard), model=model)
+        trained(PatchUp(hard=hard, modules=[model[0]]), model=model)
+        for y in (classes(5, 6), torch.rand(N, C, 5, 6)):
+            with pytest.raises(ValueError, match="CutMix"):
+                trained(PatchUp(hard=hard, modules=[model[0]]), y=y, model=model, loss=lambda pred, y: pred.sum())
+
+
+# Outputs in nests
+
+Pair = namedtuple("Pair", "left right")
+
+
+class Output(dict):
+    def update(self, *args):
+        raise RuntimeError("as Hugging Face's do")
+
+
+def test_every_floating_point_tensor_of_the_batch_is_mixed():
+    a, b, i, odd = torch.randn(4, 3), torch.randn(4, 2, 2).double(), torch.arange(4), torch.randn(3)
+    mix = Mix(sample_partner(4), torch.rand(4))
+    nest = lambda a, b: (odd, [b, i], {"a": a, "none": None}, Pair(a, fastuple(b, i)), Output(a=a, b=UserDict(b=b)))  # noqa: E731
+    given = nest(a, b)
+    got = blend_floats(mix, given)
+    assert str(got) == str(nest(mix.blend(a), mix.blend(b)))
+    assert [type(part) for part in got] == [type(part) for part in given]
+    with pytest.raises(ValueError, match="modules="):
+        blend_floats(mix, [torch.randn(2, 3), i])
+
+
+def test_output_mixup_mixes_whatever_the_model_returns():
+    model = Net(lambda net, x: (net.last(x), net.first(x)))
+    loss = lambda pred, y: nn.functional.cross_entropy(pred[0], y)  # noqa: E731
+    (row,) = trained(OutputMixup(), images(n=BS), model=model, loss=loss, fit=(1, 0.0)).spy.batches
+    for got, original in zip(row.pred, model(row.x0[0]), strict=True):
+        close(got, slow_mix(original, row.mix))
+
+
+# Layers that run in other ways
+
+
+class Checkpointed(nn.Module):
+    """Discards the activations of its middle and computes them again in the backward pass."""
+
+    def __init__(self, reentrant):
+        super().__init__()
+        self.first, self.last, self.reentrant = nn.Linear(60, 16), nn.Linear(16, C), reentrant
+        self.middle = nn.Sequential(nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh())
+
+    def forward(self, x):
+        x = self.first(x.flatten(1))
+        if self.reentrant is None or not self.training:
+            return self.last(self.middle(x))
+        return self.last(checkpoint(self.middle, x, use_reentrant=self.reentrant))
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_activation_checkpointing_mixes_again_in_the_backward_pass(reentrant):
+    state, x, y, results = Checkpointed(None).state_dict(), images(), classes(), []
+    for how in (None, reentrant):
+        model = Checkpointed(how)
+        model.load_state_dict(state)
+        set_seed(1)
+        mixer = ManifoldMixup(8, modules=[model.middle[0], model.middle[2]], input_mixup=False)
+        trained(mixer, x, y, model, fit=(2, 0.1))
+        results.append(model.state_dict())
+    assert all(torch.allclose(v, results[1][k], atol=1e-7) for k, v in results[0].items())
+
+
+def compiled(how, backend, graphs):
+    def count(module, inputs):
+        graphs.append(module)
+        return module if backend == "eager" else torch._dynamo.lookup_backend(backend)(module, inputs)
+
+    model = cnn()
+    if how == "wrapped":
+        return torch.compile(model, backend=count)
+    if how == "its forward":
+        model.forward = torch.compile(model.forward, backend=count)
+    for part in {"in place": [model], "its layers": [model[0], model[2]]}.get(how, []):
+        part.compile(backend=count)
+    return model
+
+
+def losses(method, how=None, backend="eager", before=None, prob=1.0):
+    """Return the loss of every batch, and the number of graphs that were compiled for them."""
+    torch.compiler.reset()
+    set_seed(3)
+    graphs, x, y = [], images(n=24), classes(n=24)
+    learn = learner(None, x, y, compiled(how, backend, graphs))
+    if before == "validate":
+        learn.validate()
+    if before == "fit":
+        learn.fit(1, 0.0)
+    learn.spy.batches.clear()
+    learn.opt = None
+    learn.add_cb(method(prob=prob))
+    set_seed(5)
+    learn.fit(4, 0.01)
+    return [row.loss.item() for row in learn.spy.batches], len(graphs)
+
+
+HOWS = "wrapped", "in place", "its layers", "its forward"
+BEFORE = None, "validate", "fit"
+OTHERS = [*(METHODS[name] for name in ("MixUp", "CutMix", "OutputMixup")), PatchUp]
+COMPILED = [(ManifoldMixup, how, before) for how in HOWS for before in BEFORE]
+COMPILED += [(method, how, BEFORE[(i + j) % 3]) for i, method in enumerate(OTHERS) for j, how in enumerate(HOWS)]
+
+
+@pytest.mark.parametrize(("method", "how", "before"), COMPILED)
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo looks at inputs
+def test_a_compiled_model_trains_as_it_does_without(method, how, before):
+    expected, _ = losses(method, before=before)
+    got, graphs = losses(method, how, before=before)
+    assert got == pytest.approx(expected, abs=1e-6)
+    # At most: with and without mixing, in validation, and twice what was before
+    assert graphs <= (10 if how == "its layers" else 5)
+
+
+@pytest.mark.parametrize("prob", [1.0, 0.5])
+def test_a_compiled_model_trains_as_it_does_without_through_autograd_and_unmixed_batches(prob):
+    expected, _ = losses(ManifoldMixup, prob=prob)
+    got, graphs = losses(ManifoldMixup, "wrapped", "aot_eager", prob=prob)
+    assert got == pytest.approx(expected, abs=1e-6)
+    assert graphs <= 3
+
+
+def test_a_compiled_model_predicts_unmixed_after_training():
+    torch.compiler.reset()
+    x, model = images(n=24), compiled("wrapped", "eager", [])
+    learn = trained(ManifoldMixup(8), x, model=model, fit=(2, 0.01))
+    assert places(learn) <= {None, "0", "2"}  # not those of the wrapper
+    close(learn.get_preds()[0], model._orig_mod.eval()(x).softmax(1).detach())
+    assert no_hooks(model)
