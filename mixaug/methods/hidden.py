@@ -48,6 +48,7 @@ class ManifoldMixup(MixHandler):
 
     _mixes_input = False
     mixed_layer: str | None = None
+    _loss_hook: Any = None
 
     def __init__(
         self,
@@ -133,7 +134,7 @@ class ManifoldMixup(MixHandler):
         state, loss = self._pass, self.learn.loss_grad
         if state.mix is not None and loss.requires_grad:
             # Activation checkpointing runs layers again in the backward pass, which begins with this hook
-            loss.register_hook(lambda grad: setattr(state, "running", True))
+            self._loss_hook = loss.register_hook(lambda grad: setattr(state, "running", True))
         if not (self._mixes_input or self.stack_x):
             self._reset_batch()
 
@@ -144,10 +145,17 @@ class ManifoldMixup(MixHandler):
     def after_batch(self) -> None:
         """Restore targets and loss, and mix no more."""
         super().after_batch()
+        self._remove_loss_hook()
         self._pass.mix, self._mixes_input = None, False
+
+    def _remove_loss_hook(self) -> None:
+        if self._loss_hook is not None:
+            self._loss_hook.remove()
+            self._loss_hook = None
 
     def _restore_learner(self) -> None:
         super()._restore_learner()
+        self._remove_loss_hook()
         while self._hooks:
             self._hooks.pop().remove()
         self._pass.mix = None
