@@ -3,7 +3,23 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from common import BS, EVERY, C, N, classes, cnn, every_method, images, learner, loaders, no_hooks, on, replace, trained
+from common import (
+    BS,
+    EVERY,
+    METHODS,
+    C,
+    N,
+    classes,
+    cnn,
+    every_method,
+    images,
+    learner,
+    loaders,
+    no_hooks,
+    on,
+    replace,
+    trained,
+)
 from fastai.callback.mixup import CutMix as FastaiCutMix
 from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat, MSELossFlat
@@ -12,7 +28,18 @@ from fastcore.basics import fastuple
 from reference import check_losses, close, slow_loss, slow_mix
 from torch import nn
 
-from mixaug import CutMix, ManifoldMixup, Mix, MixHandler, MixUp, OneOf, ResizeMix, mix_batch, sample_partner
+from mixaug import (
+    CutMix,
+    ManifoldMixup,
+    Mix,
+    MixHandler,
+    MixUp,
+    OneOf,
+    OutputMixup,
+    ResizeMix,
+    mix_batch,
+    sample_partner,
+)
 
 
 def one_batch(mixer, y=None, loss=None, x=None, **kwargs):
@@ -216,11 +243,15 @@ def test_a_loss_called_with_keywords_is_mixed_as_it_asks(reduction):
     close(seen[0].detach(), {"mean": each.mean(), "sum": each.sum(), "none": each}[reduction])
 
 
-def test_another_call_of_the_loss_is_the_users():
+@pytest.mark.parametrize("method", [MixUp, OutputMixup])
+def test_another_call_of_the_loss_is_the_users_unless_it_is_of_the_mixed_inputs(method):
     other, y, seen = torch.randn(BS, C), classes(n=BS), []
-    call = on("after_pred", lambda learn: seen.append(learn.loss_func(other, y)) if learn.training else None, 5)
-    check_losses(trained(MixUp(), images(n=BS), y, cbs=[call]))
+    call = on("after_pred", lambda learn: seen.extend(learn.loss_func(other, t) for t in (y, learn.y)), 5)
+    learn = trained(method(), images(n=BS), y, cbs=[call])
+    check_losses(learn)
+    (row,) = learn.spy.batches
     assert torch.equal(seen[0], F.cross_entropy(other, y))
+    close(seen[1], slow_loss(other, [y], row.partners, row.lam) if method is MixUp else seen[0])
 
 
 def squared(pred, y):
@@ -252,7 +283,7 @@ def test_a_loss_that_another_callback_puts_in_place_is_combined_exactly_or_raise
     assert learn.loss_func is loss
 
 
-@every_method
+@pytest.mark.parametrize("method", [*METHODS.values(), EVERY["OneOf"]])
 @pytest.mark.parametrize("targets", ["classes", "floats"])
 def test_a_second_pass_of_the_batch_has_the_loss_of_what_it_is(method, targets):
     """SAM and the like: mixed inputs with mixed targets; what is mixed in the model is not mixed again."""

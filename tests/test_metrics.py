@@ -44,12 +44,13 @@ def test_a_function_is_weighted_sample_by_sample(method):
 
 def test_any_other_metric_keeps_two_accounts():
     learn = learner(MixUp(1), model=nn.Sequential(nn.Flatten(), nn.Linear(60, C)))
-    mixed = record(learn, MixedMetric(F1Score(average="macro")))[1]
+    _, mixed, plain, *_ = record(learn, MixedMetric(F1Score(average="macro")), accuracy)
     rows = learn.spy.batches
     pred, lam = torch.cat([row.pred for row in rows]).argmax(1), torch.cat([row.lam for row in rows]).mean()
     original, partner = (f1_score(torch.cat(y), pred, average="macro")
                     for y in ([row.y0[0] for row in rows], [row.yb1[0] for row in rows]))  # fmt: skip
     assert mixed == pytest.approx((lam * original + (1 - lam) * partner).item(), abs=1e-6)
+    assert plain == pytest.approx(sum(right(row.pred, *row.y0).sum().item() for row in rows) / N)  # of the next metric
 
 
 @pytest.mark.parametrize("mixer", [MixUp(8), OutputMixup(8), OneOf(MixUp(8)), OneOf(OutputMixup(8))])

@@ -30,6 +30,10 @@ class TestForEachBatch:
             assert (row.mix is None) == (row.chosen is never)
             assert row.mix is None or len(row.lam.unique()) == 1
 
+    def test_the_setup_of_all_methods_is_checked_before_the_fit(self):
+        with pytest.raises(ValueError, match="modules must be"):
+            trained(OneOf(ManifoldMixup(modules=[nn.Conv2d(1, 1, 1)]), CutMix(), p=[0, 1]))
+
     def test_a_method_that_is_switched_off_is_not_chosen(self):
         off = MixUp()
         off.run = False

@@ -46,6 +46,8 @@ def test_equal_seeds_draw_equally_whatever_the_global_generators(name):
         assert global_generators() == before
     assert drawn[0] == drawn[1] != drawn[2]
     assert drawn[0][0] != drawn[0][1]
+    method = SEEDED[name](seed=1)  # in a choice each method keeps its seed
+    assert fields(OneOf(method, seed=3).draw(X)) == drawn[0][0]
 
 
 @every_seeded

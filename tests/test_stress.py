@@ -166,17 +166,6 @@ class Use(RuleBasedStateMachine):
     def change_loss(self, loss):
         self.loss = self.learn.loss_func = LOSSES[loss]()
 
-    @rule()
-    def save_and_load(self):
-        opt = self.learn.opt is not None
-        self.learn.save("now", with_opt=opt)
-        expected = copy.deepcopy(self.learn.model.state_dict())
-        if opt:
-            self.learn.fit(1)
-            self.interrupted = False
-        self.learn.load("now", with_opt=opt, weights_only=False)
-        assert all(torch.equal(v, expected[k]) for k, v in self.learn.model.state_dict().items())
-
     # Inference
 
     @rule(ask=a([*ANSWERS]))

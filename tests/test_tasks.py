@@ -179,18 +179,6 @@ def test_task(task, method):
 # Inputs and targets that cannot be mixed, and data that must not be changed
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_categorical_codes_and_token_ids_need_hidden_layers(method):
-    model = nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(20, 8), nn.ReLU(), nn.Linear(8, C))
-    learn = learner(METHODS[method](), classes(5, high=9), model=model)
-    if method in ("ManifoldMixup", "OutputMixup"):
-        learn.fit(1)
-    else:
-        with pytest.raises((TypeError, ValueError), match="ManifoldMixup"):
-            learn.fit(1)
-        assert not learn.spy.batches
-
-
 class Scaled(nn.Module):
     def __init__(self):
         super().__init__()
