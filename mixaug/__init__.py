@@ -11,6 +11,7 @@ How a batch flows:
 
 from . import learner as _learner  # noqa: F401  (patches Learner)
 from .batch import MixedBatch, mix_batch
+from .draw import sample_lam, sample_partner
 from .handler import MixHandler
 from .layers import hidden_layers, mixable
 from .loss import MixUpLoss, mixed_loss
@@ -22,7 +23,7 @@ from .methods.one_of import OneOf, choose
 from .methods.output import OutputMixup
 from .methods.patch_up import PatchUp
 from .metrics import MixedMetric
-from .mix import Mix, blend, sample_lam, sample_partner
+from .mix import Mix, blend
 from .pairing import sample_partner_by, target_similarity
 from .show import plot_lam
 

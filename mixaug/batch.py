@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from .loss import examine, mixed_loss
-from .mix import Mix, like, map_tensors
+from .mix import Mix, like, map_tensors, tensors
+from .targets import each, is_changed, mixed_inputs, mixed_targets, rule_for
 from .torch_private import no_subclass
 
 if TYPE_CHECKING:
@@ -25,7 +26,8 @@ class MixedBatch:
         yb1: Each sample's partner's targets.
         lam: Mixing coefficients ``(B,)``.
         rules: What became of each target: ``"loss"`` (left as it is, the losses of both targets are combined),
-            ``"average"`` (by lam) or ``"mask"`` (position by position).
+            ``"average"`` (by lam), ``"mask"`` (position by position), ``"keep"`` (left as it is, for both losses) or a
+            function.
         one_lam: Whether one lam serves the whole batch.
         method: The method that mixed the batch: of a :class:`OneOf`, the one that it chose.
         mix: The draw that all of this follows; None if the batch is left as it is.
@@ -37,7 +39,7 @@ class MixedBatch:
     yb: tuple
     yb1: tuple
     lam: Tensor
-    rules: tuple[str, ...]
+    rules: tuple[Any, ...]
     one_lam: bool
     method: "MixHandler | None"
     mix: Mix | None
@@ -59,31 +61,41 @@ class MixedBatch:
         yb1 = tuple(like(y, y1) if rule == "loss" else y for y, y1, rule in both)
         return mixed_loss(loss_func, pred, yb, yb1, self.lam[:1] if self.one_lam else self.lam)
 
-    def check(self, yb: tuple, loss_func: Callable, order: float) -> None:
-        """Raise an error if a callback after the mixing, which has this `order`, changed targets or loss too much."""
+    def check(self, yb: tuple, loss_func: Callable) -> None:
+        """Raise an error if a callback after the mixing changed targets or loss too much."""
+        remedy = (
+            "Give the mixing callback a higher order than that of the callback which changes this, as in "
+            "`mixer.order = 50`: then it mixes what is there"
+        )
         replaced = "loss" in self.rules and loss_func is not self.loss_func
         if replaced and not (self.one_lam or examine(loss_func).average):
             raise ValueError(
                 "Expected a loss that is known to be an average (see mixaug.loss.is_average) once the batch is mixed, "
-                f"got {loss_func}. Give the callback that replaces the loss an order < {order}"
+                f"got {loss_func}. {remedy}; or use per_sample=False"
             )
         each = zip(yb, self.yb, self.rules, strict=False)
-        changed = any(now.is_floating_point() != y.is_floating_point() and rule != "mask" for now, y, rule in each)
-        if changed or len(yb) != len(self.yb):
+        if len(yb) != len(self.yb) or any(is_changed(now, y, rule) for now, y, rule in each):
             raise TypeError(
-                f"Expected targets of {[str(y.dtype) for y in self.yb]}, as they were mixed, got "
-                f"{[str(y.dtype) for y in yb]}. Give the callback that changes them an order < {order}"
+                f"Expected the targets that were mixed, of {[(str(y.dtype), tuple(y.shape)) for y in self.yb]}, got "
+                f"others, of {[(str(y.dtype), tuple(y.shape)) for y in yb]}. {remedy}"
             )
 
     def for_metrics(self, yb: tuple) -> tuple:
         """Return targets as metrics see them: the original ones, except masks that were cut."""
-        cut = self.mix is not None and self.mix.mask.dtype == torch.bool
         each = zip(yb, self.original, self.rules, strict=True)
-        return tuple(y if rule == "loss" or (rule == "mask" and cut) else original for y, original, rule in each)
+        return tuple(y if rule == "loss" or self._is_cut(rule) else original for y, original, rule in each)
+
+    def partners_for_metrics(self, yb: tuple) -> tuple:
+        """Return the partners' targets as metrics see them: those of the batch where both have the same."""
+        each = zip(yb, self.yb1, self.rules, strict=True)
+        return tuple(y if rule == "keep" or self._is_cut(rule) else y1 for y, y1, rule in each)
+
+    def _is_cut(self, rule: Any) -> bool:
+        return rule == "mask" and self.mix is not None and self.mix.mask.dtype == torch.bool
 
     def remixed(self, mix: Mix) -> "MixedBatch":
         """Return the batch with the targets and the lam of another mix."""
-        return replace(self, mix=mix, lam=mix.lam, yb=_mixed_targets(self.original, self.rules, mix))
+        return replace(self, mix=mix, lam=mix.lam, yb=mixed_targets(self.original, self.rules, mix, self.loss_func))
 
 
 def mix_batch(
@@ -117,29 +129,33 @@ def mix_batch(
     if mix is not None and method is not None and method._chooses:
         raise ValueError(f"method must be the one that drew the mix, got {method!r}. Use mixed.method")
     xb, yb = (tuple(b) if isinstance(b, (tuple, list)) else (b,) for b in (xb, yb))
-    found: list[Tensor] = []
-    map_tensors(found.append, xb)
-    if not found:
+    if not (found := [t for t in tensors(xb) if t.ndim]):
         kinds = [type(x).__name__ for x in xb]
-        raise TypeError(f"Expected tensors in tuples, lists or mappings as inputs, got {kinds}")
+        raise TypeError(f"Expected tensors (B, ...) in tuples, lists or mappings as inputs, got {kinds}")
     with no_subclass():
-        x = found[0]
         while method is not None and method._chooses:
             method = method._pick()
-        kinds = [type(y).__name__ for y in yb if not isinstance(y, Tensor)]
-        if kinds and method is not None:
-            raise TypeError(f"Expected each target to be a tensor, got {kinds}. Pass the tensors of a nest one by one")
-        if mix is None and method is not None and len(x) > 1:
-            method._drawn_for = yb, loss_func
-            try:
-                mix = method.draw(x)
-            finally:
-                method._drawn_for = (), None
+        x = found[0]
+        if method is not None:
+            in_rules = each("inputs", method.inputs, xb)
+            kinds = [type(y).__name__ for y in yb if not isinstance(y, Tensor)]
+            if kinds:
+                raise TypeError(
+                    f"Expected each target to be a tensor, got {kinds}. Pass the tensors of a nest one by one"
+                )
+            cut = tensors([x for x, rule in zip(xb, in_rules, strict=True) if rule != "keep"])
+            x = next((t for t in cut if method.spatial_size(t)), x)
+            if mix is None and len(x) > 1:
+                method._drawn_for = yb, loss_func
+                try:
+                    mix = method.draw(x)
+                finally:
+                    method._drawn_for = (), None
         if mix is None or method is None:
             lam = torch.ones(len(x), device=x.device)
             return MixedBatch(xb, yb, yb, lam, ("loss",) * len(yb), False, method, None, yb, loss_func)
-        decided = [_decide(y, mix, method._stack_y, loss_func) for y in yb]
-        yb, rules = tuple(y for y, _ in decided), tuple(rule for _, rule in decided)
+        given = zip(yb, each("targets", method.targets, yb), strict=True)
+        rules = tuple(rule_for(y, rule, mix, method, loss_func) for y, rule in given)
         separable = "loss" not in rules or examine(loss_func).average
         if not separable and method._needs_average:
             raise ValueError(
@@ -157,39 +173,6 @@ def mix_batch(
         if method.stack_x:
             xb = (*xb, *map_tensors(mix.partners, xb), mix.lam)
         elif method._mixes_input:
-            xb = map_tensors(mix.blend, xb)
-        return MixedBatch(xb, _mixed_targets(yb, rules, mix), yb1, mix.lam, rules, one_lam, method, mix, yb, loss_func)
-
-
-def _mixed_targets(yb: tuple, rules: tuple[str, ...], mix: Mix) -> tuple:
-    """Return targets, each mixed by its rule."""
-    whole = Mix(mix.partner, mix.lam)
-    each = zip(yb, rules, strict=True)
-    return tuple(y if rule == "loss" else (mix if rule == "mask" else whole).blend(y) for y, rule in each)
-
-
-def _decide(y: Any, mix: Mix, stack_y: bool | None, loss_func: Callable) -> tuple[Tensor, str]:
-    """Return a target in the dtype that its loss uses, and its rule; raise an error if it cannot be mixed."""
-    if any(c.__name__ in ("TensorBBox", "BoundingBoxes") for c in type(y).__mro__):
-        raise TypeError(
-            "Expected targets that can be mixed, got bounding boxes: an average of two boxes surrounds nothing. Train "
-            "without mixing"
-        )
-    if getattr(loss_func, "floatify", False) and not y.is_floating_point():  # as fastai's regression losses do
-        y = like(y, y.float())
-    covered, cut = mix.mask.ndim > 1 and mix.covers(y), mix.mask.dtype == torch.bool
-    mixable = y.is_floating_point() or (covered and cut)
-    if stack_y or (stack_y is None and not mixable):
-        if covered and not cut:
-            raise ValueError(
-                f"Expected one lam for each sample to mix class indices at each position, got targets of shape "
-                f"{tuple(y.shape)} and a mask that averages position by position. Use a bool mask, or OneOf with "
-                "per_sample=False"
-            )
-        return y, "loss"
-    if covered and y.ndim == 2 and y.is_floating_point():
-        raise ValueError(
-            f"Expected targets for each position or for the sample, got shape {tuple(y.shape)}, which may be either. "
-            "For a value at each position add a channel axis, (B, 1, L); for labels of the sample use stack_y=True"
-        )
-    return y, "mask" if covered else "average"
+            xb = mixed_inputs(xb, in_rules, mix)
+        mixed_yb = mixed_targets(yb, rules, mix, loss_func)
+        return MixedBatch(xb, mixed_yb, yb1, mix.lam, rules, one_lam, method, mix, yb, loss_func)

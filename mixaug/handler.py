@@ -1,26 +1,35 @@
 """`MixHandler`: the flow of a batch through a mixing callback."""
 
 import operator
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
 
-import numpy as np
-import torch
 from fastai.learner import Learner
-from fastai.torch_core import rank_distrib
 from torch import Tensor
-from torch.distributions import Beta
 
 from .batch import MixedBatch, mix_batch
-from .lifecycle import OnOneLearner
+from .drawing import Drawing
+from .lifecycle import remove_hooks
 from .loss import MixUpLoss, mixed_loss
-from .mix import Mix, new_rng, sample_lam, sample_partner
-from .options import Pairing, Schedule, alpha_now, call_of, flag, moment, number, prob_now, schedule_or, shown
-from .pairing import sample_partner_by_targets
+from .mix import Mix, tensors
+from .options import (
+    InputRule,
+    Pairing,
+    Rule,
+    Schedule,
+    call_of,
+    flag,
+    number,
+    rules,
+)
+from .passes import Passes, Watch
+from .torch_private import is_compiled_in_place
+from .verify import verify_loss
 
 
-class MixHandler(OnOneLearner):
+class MixHandler(Drawing):
     """Base of all mixing callbacks: mixes the samples of each training batch, both inputs and targets.
 
     To write your own method, subclass it and implement :meth:`draw`, which returns the pairing and the mask. Everything
@@ -28,9 +37,10 @@ class MixHandler(OnOneLearner):
     targets, a tuple: None, ones and None if the batch is left as it is. `lf`, `old_lf`, `stack_y` and `distrib` have
     fastai's names, for subclasses that were written for fastai's own handler.
 
-    How a target is mixed depends on its dtype and shape. Floats are averaged. A dense target of the input's spatial
-    size is mixed with the input's mask. Class indices cannot be averaged: there the losses are combined, by a
-    :class:`MixUpLoss` that replaces ``learn.loss_func`` while training. A loss that is not known to be an average (see
+    What becomes of a target is what `targets` says, else its dtype and shape decide. Floats are averaged. A dense
+    target of the input's spatial size, or of this size times or over one whole number, is mixed with the input's mask.
+    Class indices cannot be averaged: there the losses are combined, by a :class:`MixUpLoss` that replaces
+    ``learn.loss_func`` while training. A loss that is not known to be an average (see
     `mixaug.loss.is_average`) then gets one lam for the whole batch, with which the combination is exact.
 
     Args:
@@ -44,7 +54,15 @@ class MixHandler(OnOneLearner):
         per_sample: Draw for each sample; False: one lam and one box for the batch.
         fold: Use max(lam, 1 - lam), so that the original dominates.
         stack_x: Pass ``(x, x[partner], lam)`` to the model, which mixes them; x alone if nothing is mixed.
-        stack_y: True: combine the losses of both targets; False: average targets; None: decide by dtype and shape.
+        stack_y: fastai's short form of `targets`. True: combine the losses of both targets; False: average targets.
+        targets: What becomes of a target, or a tuple with a rule for each: "loss" (left as it is, the losses of both
+            targets are combined), "average" (by lam), "mask" (position by position, at its own resolution), "keep" (it
+            belongs to the original), a function of the mix and the target that returns the mixed target, or None (by
+            dtype and shape).
+        inputs: What becomes of an input, or a tuple with a rule for each: "mix" or None, "keep" (left as it is), or a
+            function of the mix and the input that returns the mixed input.
+        spatial_dims: How many trailing axes are spatial positions, > 0: 2 for videos ``(B, T, C, H, W)``, whose frames
+            then have the same box. None: all behind the channels, ``(B, C, *size)``.
         clean: Train on the unmixed batch too, in front of the mixed one (https://arxiv.org/abs/2206.14502).
         pair: Partners of the "same" or an "other" class, or a function of the targets ``(B, ...)`` to weights
             ``(B, B)``; partners are drawn in proportion to them. None: any partner.
@@ -66,10 +84,12 @@ class MixHandler(OnOneLearner):
     mix: Mix | None = None
     lam: Any = None
     yb1: Any = None
+    _cuts = False  # whether it replaces parts of samples, where points may be
     _mixed: MixedBatch | None = None
+    _warned: tuple[str, ...] = ()
+    _passes: Any = None
+    _verified = False  # whether the loss was, in this fit
     _in_batch = False  # from before_batch until targets and loss are the user's again
-    _rng: np.random.Generator | None = None
-    _drawn_for: tuple[tuple, Any] = (), None  # how `draw(x)`, whose signature is public, sees targets and loss
 
     def __init__(
         self,
@@ -82,16 +102,14 @@ class MixHandler(OnOneLearner):
         fold: bool = True,
         stack_x: bool = False,
         stack_y: bool | None = None,
+        targets: Rule | Sequence[Rule] = None,
+        inputs: InputRule | Sequence[InputRule] = None,
+        spatial_dims: int | None = None,
         clean: bool = False,
         pair: Literal["same", "other"] | Pairing | None = None,
         seed: int | None = None,
     ):
-        self.alpha, self.prob = schedule_or(alpha_now, alpha), schedule_or(prob_now, prob)
-        self._check_alpha()
-        self.start, self.stop = moment("start", start), moment("stop", stop)
-        both = None not in (start, stop) and type(self.start) is type(self.stop)
-        if both and (self.start < 0) == (self.stop < 0) and self.start >= self.stop:
-            raise ValueError(f"start must be before stop, got start={start!r} and stop={stop!r}")
+        self._set_times(alpha, prob, start, stop)
         if seed is not None:
             number("seed", seed, lambda s: s >= 0 and s.is_integer(), "a whole number >= 0")
             seed = int(seed)
@@ -103,6 +121,18 @@ class MixHandler(OnOneLearner):
         self.stack_x, self.clean = flag("stack_x", stack_x), flag("clean", clean)
         self._stack_y = None if stack_y is None else flag("stack_y", stack_y)
         self.pair, self.seed = pair, seed
+        self.targets = rules("targets", targets, ("loss", "average", "mask", "keep"))
+        if targets is not None and stack_y is not None:
+            raise ValueError("targets and stack_y cannot both be given: stack_y is a short form of targets")
+        self.inputs = rules("inputs", inputs, ("mix", "keep"))
+        if inputs is not None and stack_x:
+            raise ValueError("inputs and stack_x cannot both be given: with stack_x the model mixes its inputs")
+        if inputs == "keep" or (isinstance(self.inputs, tuple) and set(self.inputs) == {"keep"}):
+            raise ValueError(f"inputs must have one that is mixed, got {inputs!r}. Use prob=0 to disable mixing")
+        if spatial_dims is not None:
+            number("spatial_dims", spatial_dims, lambda k: k >= 1 and k.is_integer(), "a whole number >= 1")
+            spatial_dims = int(spatial_dims)
+        self.spatial_dims = spatial_dims
         self._needs_average = self._needs_average or self.clean
 
     def __repr__(self) -> str:
@@ -115,75 +145,17 @@ class MixHandler(OnOneLearner):
         name = super().name
         return f"{name}_cb" if hasattr(Learner, name) else name
 
-    # What a method is
-
-    def draw(self, x: Tensor) -> Mix:
-        """Return the mix of a batch with first input `x`, on its device: here, one that averages.
-
-        Tensor subclasses are disabled inside `draw`: operations on a `TensorImage` return plain tensors.
-        """
-        return Mix(self.draw_partner(x), self.draw_lam(x))
-
-    def draw_partner(self, x: Tensor) -> Tensor:
-        """Draw the partner of each sample of `x`, ``(B,)``, on its device."""
-        if self.pair is None:
-            return sample_partner(len(x), x.device, rng=self.rng)
-        return sample_partner_by_targets(self.pair, self._drawn_for[0], len(x), self.rng)
-
-    def draw_lam(self, x: Tensor, device: torch.device | str | None = None) -> Tensor:
-        """Draw the mixing coefficient of each sample of `x`, ``(B,)``, on its device or the one that is given."""
-        alpha: Any = self._scheduled_alpha() if callable(self.alpha) else self.alpha
-        return sample_lam(alpha, len(x), self.fold, device or x.device, rng=self.rng)
-
-    @property
-    def rng(self) -> np.random.Generator:
-        """The callback's random generator. Several processes draw differently from one seed."""
-        if self._rng is None:
-            seed = int(new_rng().integers(2**63)) if self.seed is None else self.seed
-            self._rng = new_rng(seed, rank_distrib())
-        return self._rng
-
-    @property
-    def distrib(self) -> Beta:
-        """torch's Beta(alpha, alpha), for subclasses written for fastai; mixaug draws from `rng`."""
-        alpha = torch.tensor(self._scheduled_alpha() if callable(self.alpha) else self.alpha)
-        return Beta(alpha, alpha)
-
-    def _check_alpha(self) -> None:
-        if schedule_or(alpha_now, self.alpha) == 0:
-            raise ValueError(f"alpha must be a finite number > 0, got {self.alpha!r}. Use prob=0 to disable mixing")
-
-    def _scheduled_alpha(self) -> float:
-        schedule: Any = self.alpha
-        if self.learn is None:
-            raise ValueError(
-                f"alpha must be a number where no fit tells the progress, got the schedule {shown(schedule)}. Set a "
-                "number first: method.alpha = schedule(0.5)"
-            )
-        return alpha_now(schedule(self.learn.pct_train))
-
-    def _should_mix(self) -> bool:
-        """Return whether this batch is mixed, by the progress of the training and by chance."""
-        if self.learn is None:
-            return True
-        begun = self.start is None or self._reached(self.start)
-        if not begun or (self.stop is not None and self._reached(self.stop)):
-            return False
-        if callable(self.alpha) and self._scheduled_alpha() == 0:
-            return False
-        prob: Any = prob_now(self.prob(self.learn.pct_train)) if callable(self.prob) else self.prob
-        return prob == 1 or (prob > 0 and self.rng.random() < prob)  # do not draw if prob is 0 or 1
-
-    def _reached(self, when: int | float) -> bool:
-        if isinstance(when, float):
-            return self.learn.pct_train >= when
-        return self.learn.epoch >= (when if when >= 0 else self.learn.n_epoch + when)
+    def _warn_once(self, message: str) -> None:
+        """Warn once a fit."""
+        if message not in self._warned:
+            self._warned = (*self._warned, message)
+            warnings.warn(message, stacklevel=2)
 
     # The flow of a batch
 
     def before_fit(self) -> None:
         """Check the set-up. Without a seed, start from where torch's global generator is."""
-        self._checked = True
+        self._checked, self._verified, self._warned = True, False, ()
         self._restore_learner()
         self._check_alpha()
         if self.seed is None:
@@ -198,16 +170,19 @@ class MixHandler(OnOneLearner):
     def before_train(self) -> None:
         """Put a :class:`MixUpLoss` in the place of the user's loss."""
         self._wrap_loss()
+        if not is_compiled_in_place(self.learn.model):  # it would be compiled anew whenever the hook comes or goes
+            self.learn.model.register_forward_pre_hook(Watch(self), with_kwargs=True)
 
     def before_batch(self) -> None:
         """Draw the mix of the batch, and replace its inputs and targets."""
         if not self._checked:  # added in the middle of a fit
             self.before_fit()
-        method = self if self._should_mix() else None
-        mixed = mix_batch(method, self.learn.xb, self.learn.yb, self.old_lf)
+        xb, yb, method = self.learn.xb, self.learn.yb, self if self._should_mix() else None
+        mixed = mix_batch(method, xb, yb, self.old_lf)
         # Bypass fastai's `__setattr__`, which is slow: it looks up every name in the learner and the model
         yb1 = None if mixed.mix is None else mixed.yb1
-        vars(self).update(_mixed=mixed, _in_batch=yb1 is not None, mix=mixed.mix, lam=mixed.lam, yb1=yb1)
+        vars(self).update(_mixed=mixed, _passes=Passes(xb, yb, mixed), _in_batch=yb1 is not None)
+        vars(self).update(mix=mixed.mix, lam=mixed.lam, yb1=yb1)
         self.learn.xb, self.learn.yb = mixed.xb, mixed.yb
 
     def after_pred(self) -> None:
@@ -218,24 +193,48 @@ class MixHandler(OnOneLearner):
         elif self.learn.loss_func.mixer is not self:  # another method of a OneOf was chosen before
             self.learn.loss_func.mixer = self
         if self._in_batch and self._mixed is not None:
-            self._mixed.check(self.learn.yb, self.old_lf, self.order)
+            self._mixed.check(self.learn.yb, self.old_lf)
+            self._passes.predicted(self.learn.pred, self.learn.yb)
 
     def lf(self, pred: Any, *yb: Any, **kwargs: Any) -> Tensor:
-        """Return the mixed loss for this batch's predictions and the user's loss for any other call."""
-        targets, loss_func = self.learn.yb, partial(self.old_lf, **kwargs) if kwargs else self.old_lf
-        # A second pass over the mixed inputs, as sharpness-aware callbacks make, has another prediction
-        same_targets = len(yb) == len(targets) and all(map(operator.is_, yb, targets))
-        second_pass = same_targets and (self._mixes_input or self.stack_x)
-        if not (second_pass or pred is getattr(self.learn, "pred", None)):  # missing before the first forward pass
+        """Return the mixed loss for this batch's predictions and targets, and the user's loss for any other call."""
+        mixed, loss_func = self._mixed, partial(self.old_lf, **kwargs) if kwargs else self.old_lf
+        if mixed is None:
+            loss = self._loss_for_fastai(loss_func, pred, yb)
+        elif not self._passes.are_targets(yb, pred):
+            if not yb and self._passes.are_targets(tuple(tensors(list(kwargs.values()))), pred):
+                raise TypeError("Expected targets by position, learn.loss_func(pred, *learn.yb), got them by keyword")
             return loss_func(pred, *yb)
+        elif not self._is_mixed(tensors(pred)):
+            return loss_func(pred, *mixed.original)
+        else:
+            loss = partial(mixed.loss, pred, *self._passes.targets, loss_func=loss_func)
         in_batch, self._in_batch = self._in_batch, False  # a loss that wraps this one gets the user's
         try:
-            if self._mixed is not None:
-                return self._mixed.loss(pred, *yb, loss_func=loss_func)
-            # Of a subclass written for fastai
-            return mixed_loss(loss_func, pred, yb, self.yb1, self.lam) if self.stack_y else loss_func(pred, *yb)
+            if mixed is not None and not self._verified:
+                self._verified = verify_loss(loss_func, pred, self._passes.targets, mixed)
+            value = loss()
         finally:
             self._in_batch = in_batch
+        if mixed is not None:
+            self._passes.losses.append(value)
+        return value
+
+    def _loss_for_fastai(self, loss_func: Callable[..., Tensor], pred: Any, yb: tuple) -> Callable[[], Tensor]:
+        """Return the loss of a subclass that was written for fastai, which sets `yb1` and `lam` itself."""
+        own = pred is getattr(self.learn, "pred", None) or all(map(operator.is_, yb, self.learn.yb))
+        if self.stack_y and own:
+            return partial(mixed_loss, loss_func, pred, yb, self.yb1, self.lam)
+        return partial(loss_func, pred, *yb)
+
+    def _is_mixed(self, pred: list[Tensor]) -> bool:
+        """Return whether a prediction, given its tensors, is of mixed inputs, in whatever pass."""
+        return not self._passes.saw_unmixed or self._passes.is_own(pred)
+
+    def before_backward(self) -> None:
+        """Raise an error if the loss to train on is not the mixed one."""
+        if self.yb1 is not None and self._mixed is not None and "loss" in self._mixed.rules:
+            self._passes.require_mixed(self.learn.loss_grad)
 
     def after_batch(self) -> None:
         """Restore targets and loss."""
@@ -254,16 +253,22 @@ class MixHandler(OnOneLearner):
         self._restore_learner()
 
     def _reset_batch(self) -> None:
-        """Restore the original loss and targets, keeping masks that were cut, so that metrics see them."""
-        # Targets that were left to the loss are still the original ones
-        if self._in_batch and self._mixed is not None and any(rule != "loss" for rule in self._mixed.rules):
-            self.learn.yb = self._mixed.for_metrics(self.learn.yb)
+        """Restore the original loss and targets."""
+        if self._in_batch:
+            self._restore_targets()
         self._in_batch = False
+
+    def _restore_targets(self) -> None:
+        """Restore the original targets, keeping masks that were cut, so that metrics see them."""
+        # Targets that were left to the loss are still the original ones
+        if self._mixed is not None and any(rule != "loss" for rule in self._mixed.rules):
+            self.learn.yb = self._mixed.for_metrics(self.learn.yb)
 
     def _restore_learner(self) -> None:
         if self.learn is not None:
             self._reset_batch()
-            self._mixed = self.yb1 = None  # which hold the last batch
+            self._mixed = self.yb1 = self._passes = None  # which hold the last batch
+            remove_hooks(self.learn.model, id(self))
             self.learn.loss_func = self.old_lf
 
     # The loss

@@ -1,15 +1,18 @@
-"""Which layers of a network may be mixed."""
+"""Which layers of a network may be mixed: candidates by structure, and the test that decides."""
 
+import warnings
 from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 from torch import nn
 
+from .exchange import Exchange, Place
 from .torch_private import unwrapped
 
 M = TypeVar("M", bound=nn.Module)
-_WEIGHTS = nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d
 _RECURRENT = nn.RNNBase, nn.RNNCellBase
+_CONTAINERS = nn.Sequential, nn.ModuleList, nn.ModuleDict
 
 
 def mixable(module: M) -> M:
@@ -19,7 +22,7 @@ def mixable(module: M) -> M:
     a model's `forward` passes its activations through.
 
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), mixable(torch.nn.ReLU()), torch.nn.Linear(8, 2))
-    >>> list(hidden_layers(model))
+    >>> list(hidden_layers(model, torch.rand(3, 4)))
     ['1']
     """
     marked: Any = module
@@ -27,73 +30,142 @@ def mixable(module: M) -> M:
     return module
 
 
-def hidden_layers(model: nn.Module) -> dict[str, nn.Module]:
+def hidden_layers(model: nn.Module, *xb: Any) -> dict[str, Any]:
     """Find the layers of a model that may be mixed.
 
-    These are the layers marked by :func:`mixable`, else the decoder blocks of a U-Net, else the network's blocks
-    (residual blocks, encoder layers, `ConvLayer`, `LinBnDrop`, ...), else its convolutions and linear layers. Left out
-    are parts of blocks, which a residual connection may skip, recurrent layers, attention with ``batch_first=False``,
-    and the layer whose output is the prediction. The `forward` of the model itself is
-    not examined: if it has branches or sums, mark the layers after them. The skip connections of a U-Net stay unmixed.
+    These are the layers marked by :func:`mixable`, else the network's blocks (residual blocks, encoder layers,
+    `ConvLayer`, `LinBnDrop`, ...), else its layers with weights; never the one whose output is the prediction. Each is
+    tested on up to four samples: with its output exchanged for the partners', every output of the model must be the
+    partners'. A layer that something goes around (a residual connection, a branch, the skip connections of a U-Net, an
+    auxiliary head) fails, as does one that returns time in front of the batch. Layers that only pass together, such as
+    parallel stems, are mixed together, and one that runs several times in each run or in a single one. Recurrent layers
+    and the bodies that have them are left out. State, gradients and random generators are left as they are.
 
     Args:
         model: The network.
+        *xb: Its inputs, two samples or more. None: the layers are not tested, which a warning says.
 
     Returns:
-        Layers by their names in ``model.named_modules()``.
+        Layers, or tuples of layers that are mixed together, by their names in ``model.named_modules()``.
+
+    Raises:
+        ValueError: If a marked layer fails the test.
 
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
-    >>> hidden_layers(model)
+    >>> hidden_layers(model, torch.rand(3, 4))
     {'0': Linear(in_features=4, out_features=8, bias=True)}
     """
-    model = unwrapped(model)
-    names = {module: name for name, module in model.named_modules()}
-    marked = [m for m in names if getattr(m, "mixable", None) is True]
-    decoder = [m for m in names if type(m).__name__ == "UnetBlock"]
-    return {names[m]: m for m in marked or decoder or _blocks(model)}
+    if not xb:
+        warnings.warn("These layers are not verified. Pass inputs of the model, hidden_layers(model, x)", stacklevel=2)
+    return {place.name: place.value for place in find_places(model, xb)}
 
 
-def _blocks(model: nn.Module) -> list[nn.Module]:
-    last = [m for m in model.modules() if not list(m.children()) and list(m.parameters())][-1:]
-    parts = [m for m in _parts(model, Counter(map(type, model.modules()))) if _has_weights(m)]
-    head = [m for m in parts if set(last) & set(m.modules())]
-    usable = [m for m in parts if m not in head and not any(map(_is_along_time, m.modules()))]
-    # A head may contain layers, which are considered if nothing in front of it may be mixed
-    return [m for m in usable if list(m.children())] or usable or [m for h in head for m in _blocks(h)]
+def find_places(
+    model: nn.Module,
+    xb: tuple = (),
+    given: Iterable[Any] | None = None,
+    *,
+    is_own: Callable[[int, Any], bool] = lambda key, hook: True,
+    accept: Callable[[Any], bool] = lambda output: True,
+) -> list[Place]:
+    """Return the places of a model where it may be mixed.
 
+    Args:
+        model: The network.
+        xb: Inputs, to test the layers with; empty: they are not tested.
+        given: Layers, or tuples of layers, that the user named; None: the marked ones, else those that are found.
+        is_own: Whether a hook, given its key and itself, belongs to the model; others are silent in the test.
+        accept: Whether the output of a layer, given the shapes of its tensors, can be mixed by the method.
 
-def _parts(module: nn.Module, count: Counter[type]) -> list[nn.Module]:
-    """Return the modules that run one after another in `module`: its children, with stages replaced by their blocks."""
-    return [p for child in module.children() for p in (_parts(child, count) if _is_stage(child, count) else [child])]
-
-
-def _is_stage(module: nn.Module, count: Counter[type]) -> bool:
-    """Return whether a module only lines up others: a plain container, or the only one of its class that has blocks.
-
-    A class that occurs again is a block, whose parts may run side by side.
+    Raises:
+        ValueError: If a layer that was named or marked fails the test.
     """
-    if not _has_own_forward(module):
-        return type(module) in (nn.Sequential, nn.ModuleList)
-    return count[type(module)] == 1 and any(
-        _repeats(c) or (_has_own_forward(c) and _is_stage(c, count)) for c in module.children()
+    model = unwrapped(model)
+    if given is None:
+        given = [m for m in model.modules() if getattr(m, "mixable", None) is True]
+    names = {module: name for name, module in model.named_modules()}
+    named = [Place.of(value, names) for value in given]
+    if not xb:
+        return named or [Place.of(m, names) for m in _in_structure(model)]
+    with Exchange(model, xb, is_own) as trial:
+        if named:
+            return trial.require(named)
+        return trial.passing(_Search(model, names, trial, accept).places())
+
+
+def _in_structure(model: nn.Module) -> list[nn.Module]:
+    """Return layers by structure alone, without the last one with weights or what contains it."""
+    last = [m for m in model.modules() if not list(m.children()) and has_weights(m)][-1:]
+    blocks = _Blocks(model)
+    return list(blocks.under(model, lambda m: not set(last) & set(m.modules()))) or list(
+        blocks.leaves(lambda m: m not in last)
     )
 
 
-def _repeats(module: nn.Module) -> bool:
-    """Return whether a plain container holds several blocks of one class."""
-    blocks = _parts(module, Counter()) if type(module) in (nn.Sequential, nn.ModuleList) else []
-    kinds = Counter(type(m) for m in blocks if _has_own_forward(m) and _has_weights(m))
-    return max(kinds.values(), default=0) > 1
+def has_weights(module: nn.Module) -> bool:
+    """Return whether a module has weights, whatever their class; the vectors of a normalization are none."""
+    return any(p.ndim > 1 for p in module.parameters())
 
 
-def _has_own_forward(module: nn.Module) -> bool:
-    return bool(list(module.children())) and not isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict))
+class _Blocks:
+    """The blocks of a network: modules that have a `forward` of their own, and parts with weights.
+
+    A module of a class that occurs once and has several blocks inside is a stage or the whole body, and looked into.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.model, self.count = model, Counter(map(type, model.modules()))
+
+    def under(self, module: nn.Module, ok: Callable[[nn.Module], bool]) -> Iterator[nn.Module]:
+        for child in module.children():
+            inside = list(self.under(child, ok))
+            is_block = type(child) not in _CONTAINERS and any(map(has_weights, child.children()))
+            if is_block and not (len(inside) > 1 and self.count[type(child)] == 1) and ok(child):
+                yield child
+            else:
+                yield from inside
+
+    def leaves(self, ok: Callable[[nn.Module], bool]) -> Iterator[nn.Module]:
+        for m in self.model.modules():
+            if has_weights(m) and not any(map(has_weights, m.children())) and ok(m):
+                yield m
 
 
-def _is_along_time(module: nn.Module) -> bool:
-    """Return whether a module carries a state through time, or has time as its first axis."""
-    return isinstance(module, _RECURRENT) or getattr(module, "batch_first", True) is False
+class _Search:
+    """Finds the places of a model where, by the graph of autograd, nothing goes around."""
 
+    def __init__(self, model: nn.Module, names: dict[nn.Module, str], trial: Exchange, accept: Callable[[Any], bool]):
+        self.model, self.names, self.trial, self.accept = model, names, trial, accept
+        self.known: dict[nn.Module, bool] = {}
+        # A body with recurrent layers may take a sequence in parts, as many as it is long: each batch has other runs
+        bodies = [m for m in model.modules() if m is not model and any(isinstance(r, _RECURRENT) for r in m.modules())]
+        self.in_time = {m for body in bodies if type(body) not in _CONTAINERS for m in body.modules()}
 
-def _has_weights(module: nn.Module) -> bool:
-    return any(isinstance(m, _WEIGHTS) for m in module.modules())
+    def places(self) -> list[Place]:
+        blocks = _Blocks(self.model)
+        single = list(blocks.under(self.model, self.ok)) or blocks.leaves(self.ok)
+        found = [Place.of(m, self.names) for m in single]
+        return found + list(self.together(found))
+
+    def ok(self, module: nn.Module) -> bool:
+        if module not in self.known:
+            place = Place.of(module, self.names)
+            self.known[module] = self.usable(place) and self.trial.around(place) is None
+        return self.known[module]
+
+    def usable(self, place: Place) -> bool:
+        layers = [m for layer in place.layers for m in layer.modules()]
+        if not any(map(has_weights, layers)) or self.in_time & set(layers):
+            return False
+        return self.trial.can_exchange(place, self.accept) and self.trial.has_weights_after(place)
+
+    def together(self, found: list[Place]) -> Iterator[Place]:
+        """Yield siblings of one class that only pass together, such as parallel stems."""
+        taken = {m for place in found for layer in place.layers for m in layer.modules()}
+        for parent in self.model.modules():
+            children = [m for m in parent.children() if self.usable(Place.of(m, self.names))]
+            children = [m for m in children if not (self.ok(m) or taken & set(m.modules()))]
+            for kind in dict.fromkeys(map(type, children)):
+                group = Place.of([m for m in children if type(m) is kind], self.names)
+                if len(group.layers) > 1 and self.trial.around(group) is None:
+                    yield group

@@ -4,14 +4,17 @@ A mixing callback changes two things of a learner while it trains: its loss func
 :meth:`OnOneLearner._restore_learner` undoes both.
 """
 
-from collections.abc import Callable
-from functools import wraps
+from collections.abc import Callable, Iterator
+from functools import partial, wraps
 from operator import attrgetter
 from typing import Any
 
 from fastai.callback.core import Callback
 from fastai.learner import Learner
+from fastcore.basics import noop
 from fastcore.foundation import L
+
+from .torch_private import forward_hooks
 
 
 class OnOneLearner(Callback):
@@ -44,6 +47,37 @@ class OnOneLearner(Callback):
     run: Any = property(attrgetter("_run"), lambda self, run: self._switch(run))
 
 
+class OwnHook:
+    """A hook on a model that is removed by :func:`remove_hooks`, whatever interrupted the code that registered it.
+
+    Copies and pickles do nothing, so that a copied model is not mixed, and name nothing of mixaug.
+
+    Args:
+        owner: The id of the callback that registers it.
+    """
+
+    def __init__(self, owner: int):
+        self.owner = owner
+
+    def __reduce_ex__(self, protocol: Any) -> tuple:
+        return partial, (noop, None)
+
+
+def hooks_of(model: Any) -> Iterator[tuple[dict, int, Any]]:
+    """Yield the forward hooks of a model, each with its key and the dict that holds it."""
+    for m in model.modules():
+        for hooks in forward_hooks(m):
+            for key, hook in list(hooks.items()):
+                yield hooks, key, hook
+
+
+def remove_hooks(model: Any, owner: int) -> None:
+    """Remove the hooks that a callback registered."""
+    for hooks, key, hook in hooks_of(model):
+        if getattr(hook, "owner", None) == owner:
+            del hooks[key]
+
+
 def mixing_callbacks(learn: Learner) -> list[Any]:
     """Return the mixing callbacks of a learner."""
     return [cb for cb in learn.cbs if hasattr(type(cb), "_restore_learner")]
@@ -70,9 +104,12 @@ def patched(method: Callable) -> Callable:
 @patched
 def fit(self: Learner, original: Callable, *args: Any, **kwargs: Any) -> None:
     """Restore the learner however the fit ends: after an exception fastai calls no events."""
+    # The hooks that belong to the model: others are registered by callbacks in the fit
+    vars(self)["_hooks_before_fit"] = {key for _, key, _ in hooks_of(self.model)}
     try:
         original(self, *args, **kwargs)
     finally:
+        vars(self).pop("_hooks_before_fit", None)
         for cb in mixing_callbacks(self):
             cb.learn = self  # None after `fit(cbs=cb)` with a callback that the learner has already
             cb._restore_learner()

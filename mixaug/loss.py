@@ -37,6 +37,7 @@ _AVERAGES = {
 }
 
 _OPTIONS = "reduction", "weight", "ignore_index", "label_smoothing", "eps"
+_FORMER = "size_average", "reduce"  # torch's former options, which override `reduction`
 
 
 class MixUpLoss:
@@ -109,13 +110,15 @@ def mixed_loss(
     lam = lam.to(torch.promote_types(lam.dtype, torch.float32))  # half precision cannot count the pixels of a mask
     if lam.numel() == 1:
         lam = lam.view(())
-        return lam * loss_func(pred, *yb) + (1 - lam) * loss_func(pred, *yb1)
+        partner = loss_func(pred, *yb1)
+        original = loss_func(pred, *yb)  # last, so that what a loss logs of its call is the original's
+        return lam * original + (1 - lam) * partner
     kind, options, average = examine(loss_func)
     reduction = options.get("reduction", "mean")
     if not average:
         raise ValueError(
             "Expected a loss that is known to be an average (see mixaug.loss.is_average) for a lam of each sample, "
-            f"got {loss_func}. Give one lam, as methods with per_sample=False do"
+            f"got {loss_func}. Give one lam for the batch (lam[:1]), as methods with per_sample=False do"
         )
     n, flat = len(lam), isinstance(loss_func, BaseLoss)
     by_class = kind in _BY_CLASS and not yb[0].is_floating_point()
@@ -131,7 +134,7 @@ def mixed_loss(
             pred = F.log_softmax(pred, axis)
         else:
             values_of = _copy_with(loss_func, reduction="none")
-        original, partner = values_of(pred, *yb), values_of(pred, *yb1)
+        partner, original = values_of(pred, *yb1), values_of(pred, *yb)
         if original.shape != partner.shape or original.numel() == 0 or original.numel() % n:
             raise ValueError(
                 f"Expected as many values of {loss_func} with reduction='none' for each of {n} samples, got shapes "
@@ -183,10 +186,13 @@ def examine(loss_func: Any) -> Examined:
     inner, options, known = loss_func, {}, True
     if isinstance(loss_func, BaseLoss):  # fastai's flattening of another loss
         inner, known = loss_func.func, type(loss_func).__module__ == BaseLoss.__module__
-    elif isinstance(loss_func, partial) and isfunction(loss_func.func):
+    elif type(loss_func) is partial and isfunction(loss_func.func) and not loss_func.args:
         inner, options = loss_func.func, loss_func.keywords
     kind, state = inner if isfunction(inner) else type(inner), getattr(inner, "__dict__", {})
     options = {**{name: getattr(inner, name) for name in _OPTIONS if hasattr(inner, name)}, **options}
+    if any(options.get(name) is not None for name in _FORMER):  # None: not given
+        size_average, reduce = (options.get(name) in (None, True) for name in _FORMER)
+        options["reduction"] = ("mean" if size_average else "sum") if reduce else "none"
     if (
         not torch.compiler.is_compiling()
     ):  # with hooks or another forward it may compute anything; compilers see neither
@@ -198,10 +204,12 @@ def examine(loss_func: Any) -> Examined:
 def _copy_with(loss_func: Any, **options: Any) -> Callable[..., Tensor]:
     """Return a copy of a loss with other options."""
     if isfunction(loss_func) or isinstance(loss_func, partial):
-        return partial(loss_func, **options)
-    result = inner = copy(loss_func)
+        former: Any = {name: None for name in _FORMER if name in getattr(loss_func, "keywords", ())}
+        return partial(loss_func, **former, **options)
+    result = copy(loss_func)
     if isinstance(result, BaseLoss):
-        result.func = inner = copy(result.func)
-    for name, value in options.items():
-        setattr(inner, name, value)
+        result.func = _copy_with(result.func, **options)
+    else:
+        for name, value in options.items():
+            setattr(result, name, value)
     return result

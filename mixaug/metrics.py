@@ -57,8 +57,7 @@ class MixedMetric(Metric):
         if learn.training and mixer is not None and mixer.run and mixer.yb1 is not None:
             lam, yb1, mixed = mixer.lam.expand(n), mixer.yb1, mixer._mixed
             if mixed is not None:
-                each = zip(yb, yb1, mixed.rules, strict=True)
-                yb1 = tuple(y if rule == "mask" and mixed.mix.mask.dtype == torch.bool else y1 for y, y1, rule in each)
+                yb1 = mixed.partners_for_metrics(yb)
         self.count += n
         if yb1 is not yb and isinstance(self.original, AvgMetric):
             self.lam += n

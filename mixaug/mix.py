@@ -1,4 +1,4 @@
-"""`Mix`: the pairing and the mask of one batch, and functions to draw and to apply them."""
+"""`Mix`: the pairing and the mask of one batch, and functions to apply them."""
 
 import math
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
@@ -7,83 +7,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .torch_private import no_subclass
-
-# Drawing: on the host, so that a seed gives the same mixes on every device
-
-
-def new_rng(*seed: int) -> np.random.Generator:
-    """Return a random generator that starts at `seed`, or where torch's global generator is if there is no seed."""
-    return np.random.default_rng(seed or int(torch.randint(2**63 - 1, (), device="cpu")))
-
-
-def send(t: Tensor, device: torch.device | str | None) -> Tensor:
-    """Return `t` on `device` (None: where it is), without synchronizing with it."""
-    if device is None or t.device == (device := torch.device(device)):
-        return t
-    if device.type == "cuda" and torch.cuda.is_available():
-        t = t.pin_memory()  # or the copy would be synchronous
-    return t.to(device, non_blocking=True)
-
-
-def sample_partner(
-    n: int, device: torch.device | str | None = None, *, rng: np.random.Generator | None = None
-) -> Tensor:
-    """Draw the partner of each of `n` samples: a random cycle, so that for n > 1 no sample is its own partner.
-
-    Args:
-        n: Number of samples.
-        device: Device of the result.
-        rng: Random generator; None: one that is seeded from torch's global generator.
-
-    Returns:
-        Indices ``(n,)``, int64.
-
-    >>> partner = sample_partner(5)
-    >>> bool((partner == torch.arange(5)).any())
-    False
-    """
-    order = (rng or new_rng()).permutation(n)
-    partner = np.empty(n, np.int64)
-    partner[order] = order[np.arange(n) - 1]
-    return send(torch.from_numpy(partner), device)
-
-
-def sample_lam(
-    alpha: float,
-    n: int,
-    fold: bool = True,
-    device: torch.device | str | None = None,
-    *,
-    rng: np.random.Generator | None = None,
-) -> Tensor:
-    """Draw `n` mixing coefficients from Beta(alpha, alpha).
-
-    Accurate for tiny alpha, where ``torch.distributions.Beta`` is biased towards 0.5.
-
-    Args:
-        alpha: Parameter of the distribution, > 0.
-        n: Number of samples.
-        fold: Use max(lam, 1 - lam), so that the original dominates and no two mixed samples are duplicates.
-        device: Device of the result.
-        rng: Random generator; None: one that is seeded from torch's global generator.
-
-    Returns:
-        Coefficients ``(n,)`` in [0, 1], float32.
-
-    >>> bool((sample_lam(0.4, 100) >= 0.5).all())
-    True
-    """
-    lam = (rng or new_rng()).beta(alpha, alpha, n)
-    lam = (np.maximum(lam, 1 - lam) if fold else lam).astype(np.float32)
-    return send(torch.from_numpy(lam), device)
-
-
-# Applying
 
 
 def blend(x: Tensor, partner: Tensor, mask: Tensor, source_index: Sequence[Tensor] = ()) -> Tensor:
@@ -123,23 +51,44 @@ def blend(x: Tensor, partner: Tensor, mask: Tensor, source_index: Sequence[Tenso
             raise TypeError(
                 f"Expected floats to average, got {x.dtype} of shape {tuple(x.shape)}. Convert uint8 images to floats "
                 "first (fastai: batch_tfms=IntToFloatTensor()), mix categorical codes and token ids in a hidden layer "
-                "(ManifoldMixup), leave class indices to the loss (stack_y=True)"
+                '(ManifoldMixup), leave an input as it is (inputs=("mix", "keep")) or a target to the loss '
+                '(targets="loss")'
             )
         mask = mask if is_bool else mask.to(x.dtype)
         # In place on the partners, unless autograd or a compiler needs them
         in_place = not (x.requires_grad or torch.compiler.is_compiling())
-        if x.is_contiguous() or not in_place:
-            other = x.index_select(0, partner) if x.is_contiguous() else x[partner]
-        else:
-            other = torch.index_select(x, 0, partner, out=torch.empty_like(x))  # in the memory format of x
-        for axis, index in enumerate(source_index, x.ndim - len(source_index)):
-            other = other.take_along_dim(index.view(len(x), *[1] * (axis - 1), -1, *[1] * (x.ndim - 1 - axis)), axis)
-        if in_place:
-            try:
-                return like(x, torch.where(mask, x, other, out=other) if is_bool else other.lerp_(x, mask))
-            except RuntimeError:  # forward-mode AD or vmap: as below
-                pass
-        return like(x, torch.where(mask, x, other) if is_bool else torch.lerp(other, x, mask))
+
+        other = _partners(x, partner, source_index, in_place)
+        try:
+            if is_bool:
+                return like(x, torch.where(mask, x, other, out=other) if in_place else torch.where(mask, x, other))
+            if x.is_cpu and not torch.compiler.is_compiling():
+                mixed = other.lerp_(x, mask) if in_place else torch.lerp(other, x, mask)
+                # NaN also where both are the same infinity, or the mask is 1 and the partner is not finite. Devices
+                # that would have to be synchronized to see this get what is right for these, too
+                if not mixed.detach().sum().isnan():
+                    return like(x, mixed)
+            elif in_place:
+                mixed = other.mul_(1 - mask).addcmul_(x, mask)
+                return like(x, torch.where(mask == 1, x, mixed, out=mixed))
+        except RuntimeError:  # forward-mode AD or vmap: no operation in place, no look at values
+            pass
+        if in_place:  # it was written to
+            other = _partners(x, partner, source_index, False)
+        if is_bool:
+            return like(x, torch.where(mask, x, other))
+        return like(x, torch.where(mask == 1, x, x * mask + other * (1 - mask)))
+
+
+def _partners(x: Tensor, partner: Tensor, source_index: Sequence[Tensor], in_place: bool) -> Tensor:
+    """Return what each sample is mixed with, as a new tensor."""
+    if x.is_contiguous() or not in_place:
+        other = x.index_select(0, partner) if x.is_contiguous() else x[partner]
+    else:
+        other = torch.index_select(x, 0, partner, out=torch.empty_like(x))  # in the memory format of x
+    for axis, index in enumerate(source_index, x.ndim - len(source_index)):
+        other = other.take_along_dim(index.view(len(x), *[1] * (axis - 1), -1, *[1] * (x.ndim - 1 - axis)), axis)
+    return other
 
 
 def like(x: Tensor, t: Tensor) -> Tensor:
@@ -170,9 +119,18 @@ def map_tensors(f: Callable[[Tensor], Any], nest: Any) -> Any:
 
 def tensors(nest: Any) -> list[Tensor]:
     """Return the tensors of a nest in their order."""
-    found: list[Tensor] = []
-    map_tensors(found.append, nest)
-    return found
+    if isinstance(nest, Tensor):
+        return [nest]
+    items = nest.values() if isinstance(nest, Mapping) else nest if isinstance(nest, (tuple, list)) else ()
+    return [t for item in items for t in ([item] if isinstance(item, Tensor) else tensors(item))]
+
+
+def same(a: Tensor, b: Tensor) -> bool:
+    """Return whether two tensors are the same, or the same memory: fastai casts each batch to plain tensors."""
+    if a is b:
+        return True
+    views = ((t.dtype, t.shape, t.stride(), t.storage_offset()) for t in (a, b))
+    return next(views) == next(views) and a.untyped_storage() is b.untyped_storage()
 
 
 @dataclass(frozen=True)
@@ -210,15 +168,47 @@ class Mix:
         return total / math.prod(self.mask.shape[1:])
 
     def covers(self, x: Tensor) -> bool:
-        """Return whether the last axes of `x` have the spatial size of the mask."""
+        """Return whether the last axes of `x` are those of the mask, times or over one whole number."""
         size = self.mask.shape[1:]
-        return x.ndim > len(size) and x.shape[x.ndim - len(size) :] == size
+        now = x.shape[max(x.ndim - len(size), 1) :]
+        if now == size or len(now) < len(size) or x.ndim == 2 or min(now, default=0) < 2:  # (B, K): of the sample
+            return now == size and x.ndim > len(size)
+        same_factor = all(n * size[0] == length * now[0] for n, length in zip(now, size, strict=True))
+        return same_factor and 0 in (now[0] % size[0], size[0] % now[0])
+
+    def resized(self, size: Sequence[int]) -> "Mix":
+        """Return the mix at another resolution: each position has the mean of the mask there, rounded if it is bool.
+
+        Args:
+            size: Spatial size, of as many axes as the mask has.
+        """
+        former = self.mask.shape[1:]
+        if former == tuple(size):
+            return self
+        mask = self.mask.to(torch.promote_types(self.mask.dtype, torch.float32))
+        for axis, length in enumerate(size, 1):
+            rows = mask.movedim(axis, -1)
+            mask = F.adaptive_avg_pool1d(rows.flatten(0, -2), length).unflatten(0, rows.shape[:-1]).movedim(-1, axis)
+        if self.mask.dtype == torch.bool:
+            mask = mask > 0.5 - 1e-4  # a position that is half cut is kept, whatever the rounding
+        index = []
+        for i, before, now in zip(self.source_index, former, size, strict=bool(self.source_index)):
+            # The middle of a position lies in one of the input, which comes from position i of the partner
+            middle = (2 * torch.arange(now, device=i.device) + 1) * before
+            at = (i[:, middle // (2 * now)] * 2 * now + middle % (2 * now)) // (2 * before)
+            index.append(at)
+        return Mix(self.partner, mask, tuple(index))
 
     def blend(self, x: Tensor) -> Tensor:
         """Return `x` ``(B, ...)`` mixed: position by position if the mask covers it, else averaged by `lam`."""
-        if self.mask.ndim == 1 or self.covers(x):
-            return blend(x, self.partner, self.mask, self.source_index)
-        return blend(x, self.partner, self.lam)
+        if self.mask.ndim == 1:
+            return blend(x, self.partner, self.mask)
+        return self.masked(x) if self.covers(x) else blend(x, self.partner, self.lam)
+
+    def masked(self, x: Tensor) -> Tensor:
+        """Return `x` ``(B, ..., *size)`` mixed by the mask, position by position at its own resolution."""
+        mix = self.resized(x.shape[x.ndim - self.mask.ndim + 1 :])
+        return blend(x, mix.partner, mix.mask, mix.source_index)
 
     def partners(self, x: Tensor) -> Tensor:
         """Return `x` ``(B, ...)`` with each sample's partner in its place."""

@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from numbers import Integral, Real
 from typing import Any, Literal, TypedDict, TypeVar
 
@@ -12,6 +12,8 @@ from torch import Tensor
 
 Schedule = Callable[[float], float]  # from the fraction of the fit that is done to a value, as fastai's SchedCos(0, 1)
 Pairing = Callable[[Tensor], Tensor]  # from targets (B, ...) to weights (B, B)
+Rule = Literal["loss", "average", "mask", "keep"] | Callable[[Any, Tensor], Tensor] | None  # of a target
+InputRule = Literal["mix", "keep"] | Callable[[Any, Any], Any] | None  # of an input
 Cls = TypeVar("Cls", bound=type)
 
 
@@ -24,6 +26,9 @@ class CutOptions(TypedDict, total=False):
     per_sample: bool
     stack_x: bool
     stack_y: bool | None
+    targets: Rule | Sequence[Rule]
+    inputs: InputRule | Sequence[InputRule]
+    spatial_dims: int | None
     clean: bool
     pair: Literal["same", "other"] | Pairing | None
     seed: int | None
@@ -67,6 +72,19 @@ def flag(name: str, value: Any) -> bool:
     return bool(value)
 
 
+def rules(name: str, value: Any, known: tuple[str, ...]) -> Any:
+    """Return a rule, or a tuple with a rule for each tensor, if each is known, a function or None."""
+    given = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    if not given or not all(rule is None or rule in known or _is_function(rule) for rule in given):
+        names = ", ".join(map(repr, known))
+        raise ValueError(f"{name} must be {names}, a function (mix, tensor), or a tuple of these, got {value!r}")
+    return given if isinstance(value, (tuple, list)) else value
+
+
+def _is_function(value: Any) -> bool:
+    return callable(value) and not isinstance(value, (Callback, type))
+
+
 def alpha_now(value: Any) -> float:
     """Return the value of an alpha or its schedule; 0 disables mixing."""
     return number("alpha", value, lambda a: 0 <= a < math.inf, "a finite number > 0 or a schedule")
@@ -79,7 +97,7 @@ def prob_now(value: Any) -> float:
 
 def schedule_or(check: Callable[[Any], float], value: Any) -> Any:
     """Return a number as a checked float, or a schedule as it is if both its ends pass the check."""
-    if not callable(value) or isinstance(value, (Callback, type)):
+    if not _is_function(value):
         return check(value)
     for fraction in (0.0, 1.0):
         check(value(fraction))

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .mix import new_rng, send
+from .draw import new_rng, send
 
 
 def sample_partner_by(weights: Tensor, *, rng: np.random.Generator | None = None) -> Tensor:
@@ -36,10 +36,11 @@ def sample_partner_by(weights: Tensor, *, rng: np.random.Generator | None = None
         raise ValueError(f"weights must be >= 0 and finite, got {weights.min().item()} to {weights.max().item()}")
     weights = weights.to(torch.promote_types(weights.dtype, torch.float32))
     others = weights.masked_fill(torch.eye(len(weights), dtype=torch.bool, device=weights.device), 0)
-    alone = (others.sum(1) == 0).to(others.dtype).diag()
+    rates = others + (others.amax(1) == 0).to(others.dtype).diag()
+    rates = rates / rates.amax(1, keepdim=True)  # or the smallest and the largest weights would under- and overflow
     # The smallest of exponential variables with the weights as rates is a draw in proportion to the weights
     waiting = (rng or new_rng()).exponential(size=weights.shape).astype(np.float32)
-    return ((others + alone) / send(torch.from_numpy(waiting), weights.device)).argmax(1)
+    return (rates / send(torch.from_numpy(waiting), weights.device)).argmax(1)
 
 
 def target_similarity(y: Tensor, bandwidth: float = 1.0) -> Tensor:
@@ -70,10 +71,12 @@ def sample_partner_by_targets(
     if not yb:
         raise ValueError(f"Expected targets to choose partners by pair={pair!r}, got none. Use mix_batch, or pair=None")
     y = yb[0]
+    if not callable(pair) and y.shape[1:] == (1,):  # of a table
+        y = y.flatten()
     if not callable(pair) and (y.ndim != 1 or y.is_floating_point()):
         raise ValueError(
-            f"Expected class indices (B,) as targets for pair={pair!r}, got {y.dtype} of shape {tuple(y.shape)}. Use a "
-            "function of the targets to weights (B, B) as pair"
+            f"Expected class indices (B,) or (B, 1) as targets for pair={pair!r}, got {y.dtype} of shape "
+            f"{tuple(y.shape)}. Use a function of the targets to weights (B, B) as pair"
         )
     weights = pair(y) if callable(pair) else (y[:, None] == y) == (pair == "same")
     if not isinstance(weights, Tensor) or weights.shape != (n, n):

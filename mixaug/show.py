@@ -98,8 +98,9 @@ def show_batch(self: MixHandler, dls: Any, max_n: int = 9, *, loss_func: Any = N
     show: Any = fastai_show_batch
     ctxs = show(x, y, L(items), max_n=max_n, **kwargs)
     for ax, lam in zip(ctxs, lams, strict=False):
-        if hasattr(ax, "get_title") and not ax.get_title():  # of a segmentation mask, which has no words
-            ax.set_title(f"{lam:.2f} + {1 - lam:.2f}")
+        if hasattr(ax, "get_title"):
+            words = ax.get_title() or f"{lam:.2f} + {1 - lam:.2f}"  # a segmentation mask has no words
+            ax.set_title(words.replace("$", r"\$"))  # or matplotlib would typeset what is between two as math
     return ctxs
 
 
@@ -109,7 +110,13 @@ def show_mixed(self: Learner, max_n: int = 9, **kwargs: Any) -> Any:
     """Show samples of a training batch as the learner's mixing callback mixes them; see `MixHandler.show_batch`."""
     mixers = mixing_callbacks(self)
     if not mixers:
-        raise ValueError("The learner has no mixing callback. Add one with learn.mixup()")
+        from fastai.callback.mixup import MixHandler as FastaiMixHandler
+
+        but = how = ""
+        for kind in (type(cb) for cb in self.cbs if isinstance(cb, FastaiMixHandler)):
+            but = f" of mixaug, but {kind.__module__}.{kind.__qualname__}"
+            how = " in its place, or import its class after fastai's: from mixaug import MixUp, CutMix"
+        raise ValueError(f"The learner has no mixing callback{but}. Add one with learn.mixup(){how}")
     return mixers[0].show_batch(self.dls, max_n, loss_func=self.loss_func, **kwargs)
 
 

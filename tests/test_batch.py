@@ -19,7 +19,6 @@ from mixaug import (
     MixUpLoss,
     OneOf,
     OutputMixup,
-    PatchUp,
     ResizeMix,
     mix_batch,
 )
@@ -155,24 +154,14 @@ class TestOtherCallbacks:
 
     def test_a_black_box_that_comes_after_the_draw_raises_value_error(self):
         replace = on("before_batch", lambda learn: setattr(learn, "loss_func", lambda pred, y: pred.sum()), 2)
-        with pytest.raises(ValueError, match=r"is_average.*order < 0"):
+        with pytest.raises(ValueError, match=r"is_average.*order"):
             learner(MixUp(), cbs=[replace]).fit(1)
 
     def test_a_target_that_is_lost_after_the_draw_raises_type_error(self):
         lose = on("before_batch", lambda learn: setattr(learn, "yb", learn.yb[:1]), 2)
         loss = lambda pred, *ys: F.cross_entropy(pred, ys[0])  # noqa: E731
-        with pytest.raises(TypeError, match="order < 0"):
+        with pytest.raises(TypeError, match="order"):
             learner(MixUp(), y=(classes(), classes()), loss=loss, cbs=[lose]).fit(1)
-
-    def test_patchup_keeps_class_indices_that_another_callback_changed(self):
-        shift = on(
-            "before_batch", lambda learn: setattr(learn, "yb", ((learn.y + 1) % C,)) if learn.training else None, 2
-        )
-        learn = learner(PatchUp(input_mixup=False), cbs=[shift])
-        learn.fit(1)
-        for row in learn.spy.batches:
-            assert torch.equal(row.y[0], (row.y0[0] + 1) % C)
-            close(row.loss, slow_loss(row.pred, row.y, row.partners, row.lam))
 
 
 def test_without_a_seed_every_fit_follows_torchs():

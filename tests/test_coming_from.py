@@ -15,6 +15,7 @@ import pytest
 import torch
 from fastai.losses import CrossEntropyLossFlat
 from scipy import stats
+from torch import nn
 
 import mixaug
 from mixaug import box_mask
@@ -28,7 +29,7 @@ LEVEL = 1e-6  # so low that no test fails by chance
 class Stage(SimpleNamespace):
     """As much of a learner as a mixing callback needs before a batch."""
 
-    training, cbs, loss_func = True, (), CrossEntropyLossFlat()
+    training, cbs, loss_func, model = True, (), CrossEntropyLossFlat(), nn.Identity()
     x, y = property(lambda self: self.xb[0]), property(lambda self: self.yb[0])
 
 

@@ -1,19 +1,34 @@
 """On an accelerator: nothing synchronizes with it, few kernels are launched, and a seed gives the same mixes."""
 
 import warnings
+from functools import partialmethod
 
 import pytest
 import torch
 from common import EVERY, cnn, learner
 from fastai.callback.core import TrainEvalCallback
-from fastai.learner import CastToTensor, Recorder
+from fastai.learner import Recorder
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from mixaug import CMixup, CutMix, Mix, MixUp, OneOf, OutputMixup, blend, box_mask, mixed_loss, sample_partner
-from mixaug.mix import new_rng
+import mixaug.handler
+from mixaug import (
+    CMixup,
+    CutMix,
+    ManifoldMixup,
+    Mix,
+    MixUp,
+    OneOf,
+    OutputMixup,
+    PatchUp,
+    blend,
+    box_mask,
+    mixed_loss,
+    sample_partner,
+)
+from mixaug.draw import new_rng
 
 FREE = (
     "prim::",
@@ -71,6 +86,15 @@ def test_kernels_and_bytes_are_counted():
     assert watch.bytes == 4 * (28 + 28 + 28)
 
 
+@pytest.fixture(autouse=True)
+def unverified(monkeypatch, request):
+    """A simulated device has no values: the tests of loss and layers on the first batch are left out."""
+    if "on_a_gpu_nothing" not in request.node.name:
+        monkeypatch.setattr(mixaug.handler, "verify_loss", lambda *args: True)
+        monkeypatch.setattr(ManifoldMixup, "__init__", partialmethod(ManifoldMixup.__init__, verify=False))
+        monkeypatch.setattr(PatchUp, "__init__", partialmethod(PatchUp.__init__, verify=False))
+
+
 @pytest.fixture
 def cpu_generators(monkeypatch):
     """Generators for a simulated device, which has none."""
@@ -88,7 +112,7 @@ def on_device(method, device, steps, x=None):
     if mixer:
         mixer.seed = 1  # torch's global generator has no values on a simulated device
     learn = learner(mixer, model=model, loss=nn.MSELoss() if continuous else nn.CrossEntropyLoss())
-    learn.remove_cbs([Recorder, CastToTensor, TrainEvalCallback])
+    learn.remove_cbs([Recorder, TrainEvalCallback])
     learn.dls.device, learn.dl = torch.device(device), learn.dls.train
     learn.epoch, learn.n_epoch, learn.iter, learn.n_iter, learn.pct_train, learn.training = 0, 1, 0, 3, 0.0, True
     learn.create_opt()
@@ -144,10 +168,10 @@ def cost(method):
 @pytest.mark.parametrize(
     ("method", "kernels", "batches"),
     [
-        (MixUp, 15, 4),
+        (MixUp, 19, 7),  # four kernels keep what is not finite in one image from others
         (CutMix, 26, 4.6),  # a mask of a quarter of the batch is made, read and counted
-        (OutputMixup, 15, 0.1),
-        (lambda alpha: OneOf(MixUp(alpha), CutMix(alpha), per_sample=True), 36, 8),
+        (OutputMixup, 20, 0.1),
+        (lambda alpha: OneOf(MixUp(alpha), CutMix(alpha), per_sample=True), 36, 11.1),
     ],
     ids=["MixUp", "CutMix", "OutputMixup", "OneOf, each sample"],
 )
@@ -200,8 +224,9 @@ def test_every_function_is_one_graph():
     x, partner, lam = torch.randn(6, 3, 8, 8), sample_partner(6), torch.rand(6)
     mask = box_mask(lam, (8, 8))
     for m in (lam, mask, torch.rand(6, 8, 8)):
-        assert torch.equal(in_one_graph(blend, x, partner, m), blend(x, partner, m))
-        assert torch.equal(in_one_graph(lambda x, p, m: Mix(p, m).blend(x), x, partner, m), Mix(partner, m).blend(x))
+        expected = blend(x, partner, m)
+        torch.testing.assert_close(in_one_graph(blend, x, partner, m), expected)
+        torch.testing.assert_close(in_one_graph(lambda x, p, m: Mix(p, m).blend(x), x, partner, m), expected)
     center = torch.rand(2, 6)
     assert torch.equal(
         in_one_graph(lambda lam, c: box_mask(lam, (8, 8), c), lam, center), box_mask(lam, (8, 8), center)

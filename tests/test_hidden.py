@@ -42,23 +42,25 @@ class TestLayers:
         assert set(layers) == {"1", "4"} | ({None} if input_mixup else set())
         assert stats.chisquare([layers.count(layer) for layer in set(layers)]).pvalue > 1e-6
 
-    def test_integer_inputs_are_never_chosen(self):
+    def test_integer_inputs_are_never_chosen_but_their_embeddings(self):
         model = nn.Sequential(nn.Embedding(10, 4), nn.Flatten(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, C))
-        assert places(trained(ManifoldMixup(), torch.randint(0, 10, (22, 3)), model=model, fit=(6,))) == {"2"}
+        assert places(trained(ManifoldMixup(), torch.randint(0, 10, (22, 3)), model=model, fit=(6,))) == {"0", "2"}
 
     @pytest.mark.parametrize(
         ("flow", "modules", "error", "match"),
         [
             (None, [nn.Conv2d(1, 1, 1)], ValueError, "modules must be"),
             (None, None, ValueError, r"modules=.*mixable"),
-            (lambda net, x: net.last(x), None, RuntimeError, "'first': 0.*modules="),
-            (lambda net, x: net.last(net.first(net.first(x))), None, RuntimeError, "'first': 2.*modules="),
+            (lambda net, x: net.last(x), None, ValueError, r"modules=.*mixable"),
+            (lambda net, x: net.last(x), lambda net: [net.first], ValueError, "'first'.*no run.*modules="),
+            (lambda net, x: net.last(net.first(x) + x), lambda net: [net.first], ValueError, "around it.*verify=False"),
             (lambda net, x: net.last(torch.cat([net.first(t) for t in x.chunk(2)])), None, ValueError, "modules="),
             (lambda net, x: net.last(net.eval().first(x)), None, RuntimeError, "eval mode"),
         ],
     )
     def test_a_model_that_cannot_be_mixed_raises(self, flow, modules, error, match):
         model = Net(flow) if flow else nn.Sequential(nn.Flatten(), nn.Linear(60, C))
+        modules = modules(model) if callable(modules) else modules
         learn = learner(ManifoldMixup(modules=modules, input_mixup=False), images(n=BS), model=model)
         with pytest.raises(error, match=match):
             learn.fit(1)
@@ -110,8 +112,9 @@ class TestPatchUp:
     def test_layers_without_positions_and_dense_targets_raise_value_error(self, hard):
         model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 8), nn.ReLU(), nn.Linear(8, C))
         with pytest.raises(ValueError, match=r"modules=.*ManifoldMixup"):
-            trained(PatchUp(hard=hard), model=model)
-        trained(PatchUp(hard=hard, modules=[model[0]]), model=model)
+            trained(PatchUp(hard=hard, modules=[model[3]]), model=model)
+        learn = trained(PatchUp(hard=hard), model=model)  # finds the others
+        assert list(learn.patch_up.hidden_layers) == ["0"]
         for y in (classes(5, 6), torch.rand(N, C, 5, 6)):
             with pytest.raises(ValueError, match="CutMix"):
                 trained(PatchUp(hard=hard, modules=[model[0]]), y=y, model=model, loss=lambda pred, y: pred.sum())

@@ -1,10 +1,14 @@
-"""Which layers of a network may be mixed."""
+"""Which layers of a network may be mixed: what is found, and that nothing goes around it."""
 
+import random
+
+import numpy as np
 import pytest
 import timm
 import torch
 import torchvision
-from common import C, cnn
+from common import BS, C, N, classes, cnn, images, learner, no_hooks, on
+from fastai.callback.hook import ActivationStats, Hook
 from fastai.layers import ConvLayer
 from fastai.tabular.model import TabularModel
 from fastai.text.models import AWD_LSTM, get_text_classifier
@@ -13,7 +17,10 @@ from fastai.vision.models import resnet18, xresnet
 from fastai.vision.models.unet import DynamicUnet
 from torch import nn
 
-from mixaug import hidden_layers, mixable
+from mixaug import ManifoldMixup, Mix, hidden_layers, mixable
+from mixaug.exchange import Exchange
+from mixaug.layers import find_places
+from mixaug.mix import tensors
 
 PICTURE = (2, 3, 64, 64)
 
@@ -55,12 +62,14 @@ NETWORKS = {
 @pytest.mark.parametrize(("make", "count", "kinds"), NETWORKS.values(), ids=NETWORKS)
 def test_the_prediction_depends_on_the_input_through_each_layer_alone(make, count, kinds):
     """With the output of the layer cut off from the graph, nothing of the input may reach the prediction."""
-    model = make().eval()
-    layers = hidden_layers(model)
+    model, x = make(), torch.randn(PICTURE, requires_grad=True)
+    layers = hidden_layers(model, x)
     assert len(layers) == count
     assert {type(m).__name__ for m in layers.values()} == kinds
     assert all(model.get_submodule(name) is m for name, m in layers.items())
-    x = torch.randn(PICTURE, requires_grad=True)
+    with pytest.warns(UserWarning, match=r"not verified.*hidden_layers\(model, x\)"):
+        assert len(hidden_layers(model)) == count  # by structure alone
+    model.eval()
     for layer in layers.values():
         ran = []
         hook = layer.register_forward_hook(lambda m, args, out, ran=ran: ran.append(out) or out.detach())
@@ -74,32 +83,382 @@ def test_the_prediction_depends_on_the_input_through_each_layer_alone(make, coun
     assert not any(a is not b and a in set(b.modules()) for a in layers.values() for b in layers.values())
 
 
-def test_a_unet_is_mixed_in_its_decoder():
+# Networks with something that goes around some of their layers
+
+
+class Flow(nn.Module):
+    """A network with layers a, b, c and a head, whose forward pass is a function."""
+
+    def __init__(self, flow, **layers):
+        super().__init__()
+        self.flow = flow
+        for name in "abc":
+            setattr(self, name, nn.Linear(6, 6))
+        for name, layer in layers.items():
+            setattr(self, name, layer)
+        self.head = nn.Linear(6, C)
+
+    def forward(self, *xb):
+        return self.flow(self, *xb)
+
+
+def zero(layer):
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def looped(net, x):
+    for _ in range(2):
+        x = net.b(x).tanh()
+    return net.head(x)
+
+
+def in_training(net, x):
+    h = net.a(x)
+    main = net.head(net.b(h).relu())
+    return (main, net.c(h)) if net.training else main
+
+
+def no_gradient(net, x):
+    with torch.no_grad():
+        side = net.b(x)
+    return net.head(net.a(x).relu() + side)
+
+
+class Attends(nn.Module):
+    """Drops attention weights by a function, which looks at `training` itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.q, self.v = nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, x):
+        q, v = self.q(x)[:, None], self.v(x)[:, None]
+        p = 0.5 if self.training else 0.0
+        h = nn.functional.scaled_dot_product_attention(q, q, v, None, p)[:, 0]
+        return nn.functional.dropout(h, p, self.training)
+
+
+LINE = lambda net, x: net.head(net.c(net.b(net.a(x).relu()).relu()).relu())  # noqa: E731
+TIME = nn.TransformerEncoder(nn.TransformerEncoderLayer(6, 2, 8, dropout=0.0), 1, enable_nested_tensor=False)
+FLOWS = {
+    "line": (LINE, {}, ["a", "b", "c"]),
+    "branches": (lambda net, x: net.head(net.c((net.a(x) + net.b(x)).relu())), {}, ["a + b", "c"]),
+    "branches of two classes": (
+        lambda net, x: net.head((net.a(x) + net.b(x)).relu()),
+        {"b": nn.Sequential(nn.Linear(6, 6))},
+        [],
+    ),
+    "residual": (lambda net, x: net.head(net.c((x + net.b(net.a(x).relu())).relu())), {}, ["c"]),
+    "a branch that is zero at first": (
+        lambda net, x: net.head(net.c(net.a(x) + net.b(x))),
+        {"b": zero(nn.Linear(6, 6))},
+        ["a + b", "c"],
+    ),
+    "a branch without gradients": (no_gradient, {}, []),
+    "a head in training": (in_training, {}, ["a"]),
+    "siamese": (lambda net, x: net.head(net.a(x).relu() - net.a(x.flip(1)).relu()), {}, ["a"]),
+    "loop": (looped, {}, ["b (run 1)", "b (run 2)"]),
+    "time in front": (lambda net, x: net.head(net.b(net.a(x[:, None].transpose(0, 1)))[0]), {}, []),
+    "encoder with time in front": (
+        lambda net, x: net.head(net.b(net.a(x[:, None].expand(-1, 4, -1).transpose(0, 1))).mean(0)),
+        {"b": TIME},
+        [],
+    ),
+    "a layer that does not run": (lambda net, x: net.head(net.a(x)), {}, ["a"]),
+    "dropout by functions": (lambda net, x: net.head(net.b(net.a(x))), {"b": Attends()}, ["b"]),
+    "noise": (lambda net, x: net.head(net.a(x) + torch.rand(1)), {}, ["a"]),
+    "rows in sequence": (lambda net, x: net.head(net.a(x.view(-1, 2)).view(len(x), 6)), {"a": nn.Linear(2, 2)}, []),
+    "a place of its own": (
+        lambda net, x: net.head(x + net.here(net.a(x))),
+        {"here": mixable(nn.Identity())},
+        None,  # which was marked: an error
+    ),
+    "codes": (lambda net, x: net.head(net.b(net.a((x > 0).long()).mean(1))), {"a": nn.Embedding(2, 6)}, ["a", "b"]),
+    "codes and their places": (
+        lambda net, x: net.head(net.b((net.a((x > 0).long()) + net.c(torch.arange(6))).mean(1))),
+        {"a": nn.Embedding(2, 6), "c": nn.Embedding(6, 6)},
+        ["a", "b"],
+    ),
+}
+
+
+def swapped(model, place, x):
+    """Return the prediction with the output of a place exchanged, and the partners' prediction (in training form)."""
+    partner, runs = torch.arange(len(x)).roll(1), [0]
+
+    def exchange(module, args, output):
+        runs[0] += 1
+        return output[partner] if place.run in (None, runs[0] - 1) else output
+
+    for m in model.modules():
+        m.training = False
+    model.training = True
+    hooks = [m.register_forward_hook(exchange) for m in place.layers]
+    torch.manual_seed(2)
+    got = tensors(model(x))
+    for hook in hooks:
+        hook.remove()
+    torch.manual_seed(2)
+    return got, [t[partner] for t in tensors(model(x))]
+
+
+@pytest.mark.parametrize(("flow", "layers", "names"), FLOWS.values(), ids=FLOWS)
+def test_only_layers_that_nothing_goes_around_are_found(flow, layers, names):
+    torch.manual_seed(1)
+    model, x = Flow(flow, **layers).train(), torch.randn(5, 6)
+    if names is None:
+        with pytest.raises(ValueError, match=r"around it.*prediction|around it.*head.*verify=False"):
+            find_places(model, (x,))
+        return
+    places = find_places(model, (x,))
+    assert [place.name for place in places] == names
+    for place in places:
+        for got, wanted in zip(*swapped(model, place, x), strict=True):
+            torch.testing.assert_close(got, wanted)
+
+
+def test_the_skips_of_a_unet_go_around_all_but_what_is_behind_the_last_one():
     body = nn.Sequential(*list(torchvision.models.resnet18().children())[:-2])
-    layers = hidden_layers(DynamicUnet(body, C, (64, 64)))
-    assert [type(m).__name__ for m in layers.values()] == ["UnetBlock"] * 4
+    model = DynamicUnet(body, C, (64, 64))
+    places = find_places(model, (torch.rand(3, 3, 64, 64),))
+    assert [place.name for place in places] == ["layers.11"]
+    with pytest.raises(ValueError, match=r"'layers\.6'.*around it, which reaches 'layers\."):
+        find_places(model, (torch.rand(3, 3, 64, 64),), [model.layers[6]])
+
+
+def test_auxiliary_heads_and_parallel_stems():
+    x = torch.rand(3, 3, 64, 64)
+    model = torchvision.models.googlenet(init_weights=False, num_classes=C)
+    names = [place.name for place in find_places(model, (x,))]
+    assert names[:2] == ["conv1", "conv2"]
+    assert "inception4a" in names  # in front of both auxiliary heads
+    assert "inception4b" not in names
+    assert "inception5b" not in names
+    model = timm.create_model("crossvit_9_240", num_classes=C)
+    names = list(hidden_layers(model, torch.rand(2, 3, 240, 240)))
+    assert names == ["patch_embed.0 + patch_embed.1", "blocks.0", "blocks.1", "blocks.2"]
 
 
 def test_a_tabular_model_is_mixed_in_its_hidden_layers_and_a_text_classifier_in_its_head():
     model = TabularModel([(10, 4), (5, 3)], 3, C, [20, 10])
-    assert list(hidden_layers(model).values()) == [model.layers[0], model.layers[1]]
-    assert list(hidden_layers(get_text_classifier(AWD_LSTM, 100, C))) == ["1.layers.0"]
-
-
-def test_layers_along_time_are_left_out():
-    recurrent = nn.GRU(4, 4, batch_first=True)
-    recurrent.out = nn.Linear(4, 4)
-    encoders = [
-        nn.TransformerEncoder(nn.TransformerEncoderLayer(4, 2, 8, batch_first=first), 2, enable_nested_tensor=False)
-        for first in (True, False)
-    ]
-    expected = ["0", "1"], ["1.layers.0", "1.layers.1"], ["0"], ["0"]
-    for body, names in zip([nn.Linear(4, 4), *encoders, recurrent], expected, strict=True):
-        model = nn.Sequential(nn.Linear(4, 4), body, nn.Flatten(), nn.Linear(12, C))
-        assert list(hidden_layers(model)) == names
+    xb = torch.randint(0, 5, (6, 2)), torch.rand(6, 3)
+    assert list(hidden_layers(model, *xb).values()) == [model.layers[0], model.layers[1]]
+    codes = torch.randint(1, 90, (4, 12))
+    assert list(hidden_layers(get_text_classifier(AWD_LSTM, 100, C), codes)) == ["1.layers.0"]
 
 
 def test_marked_layers_come_before_all_others():
     model = convnet()
     assert mixable(model[1][0]) is model[1][0]
-    assert list(hidden_layers(model)) == ["1.0"]
+    assert list(hidden_layers(model, torch.rand(PICTURE))) == ["1.0"]
+
+
+class TestNamed:
+    @pytest.mark.parametrize(
+        ("flow", "modules", "match"),
+        [
+            (FLOWS["residual"][0], lambda net: [net.a], "'a', but something goes around it, which reaches 'c'"),
+            (FLOWS["branches"][0], lambda net: [net.a], "around it, which reaches 'b'"),
+            (FLOWS["a head in training"][0], lambda net: [net.b], "around it, which reaches 'c'"),
+            (FLOWS["time in front"][0], lambda net: [net.b], r"\[\[1, 4, 6\]\]"),
+            (FLOWS["a layer that does not run"][0], lambda net: [net.b], "no run in a forward pass"),
+            (lambda net, x: net.head(net.a(x).relu() + net.b(x).detach()), lambda net: [net.a], "samples in front"),
+        ],
+    )
+    def test_a_layer_that_fails_is_an_error_unless_it_is_not_verified(self, flow, modules, match):
+        model = Flow(flow)
+        x = torch.randn(BS, 6)
+        with pytest.raises(ValueError, match=match):
+            find_places(model, (x,), modules(model))
+        loss = lambda pred, y: nn.functional.cross_entropy(tensors(pred)[0], y)  # noqa: E731
+        learn = learner(ManifoldMixup(modules=modules(model), input_mixup=False), x, model=model, loss=loss)
+        with pytest.raises(ValueError, match=r"modules=.*verify=False"):
+            learn.fit(1)
+        assert no_hooks(model)
+        if match.startswith(("'a'", "around")):
+            cb = ManifoldMixup(modules=modules(model), input_mixup=False, verify=False)
+            learner(cb, x, model=model, loss=loss).fit(1)
+            assert list(cb.hidden_layers.values()) == modules(model)
+
+    def test_layers_that_share_one_place_are_mixed_together(self):
+        model = Flow(FLOWS["branches"][0])
+        cb = ManifoldMixup(8, modules=[(model.a, model.b), model.c], input_mixup=False)
+        learn = learner(cb, torch.randn(N, 6), model=model)
+        learn.fit(6, 0.0)
+        assert cb.hidden_layers == {"a + b": (model.a, model.b), "c": model.c}
+        assert {row.mixed_layer for row in learn.spy.batches} == {"a + b", "c"}
+        for row in learn.spy.batches:
+            x, mix = row.x0[0], row.mix
+            h = [mix.blend(m(x)) if row.mixed_layer == "a + b" else m(x) for m in (model.a, model.b)]
+            h = model.c((h[0] + h[1]).relu())
+            h = mix.blend(h) if row.mixed_layer == "c" else h
+            torch.testing.assert_close(row.pred, model.head(h).detach())
+
+    @pytest.mark.parametrize("modules", [[()], [("a", "b")], [nn.Linear(1, 1), (nn.Linear(1, 1), 3)]])
+    def test_what_is_no_layer_raises_value_error(self, modules):
+        with pytest.raises(ValueError, match="or of tuples of them"):
+            ManifoldMixup(modules=modules)
+
+
+@pytest.mark.parametrize(("name", "flow"), [("siamese", FLOWS["siamese"][0]), ("loop", looped)])
+def test_a_layer_that_runs_twice_is_mixed_where_it_may_be(name, flow):
+    model = Flow(flow)
+    learn = learner(ManifoldMixup(8, input_mixup=False), torch.randn(N, 6), model=model)
+    learn.fit(6, 0.0)
+    for row in learn.spy.batches:
+        x, mix, runs = row.x0[0], row.mix, []
+
+        def layer(x, m=model.a if name == "siamese" else model.b, row=row, runs=runs, mix=mix):
+            runs.append(m(x))
+            here = name == "siamese" or row.mixed_layer == f"b (run {len(runs)})"
+            return mix.blend(runs[-1]) if here else runs[-1]
+
+        h = layer(x).relu() - layer(x.flip(1)).relu() if name == "siamese" else layer(layer(x).tanh()).tanh()
+        torch.testing.assert_close(row.pred, model.head(h).detach())
+    assert name == "siamese" or {row.mixed_layer for row in learn.spy.batches} == {"b (run 1)", "b (run 2)"}
+
+
+# The test leaves no trace
+
+
+class Remembers(nn.Module):
+    """Keeps what it sees in attributes, lists and buffers, and draws random numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.net, self.calls, self.log = cnn(), 0, []
+        self.bn = nn.BatchNorm2d(2)
+        self.register_buffer("mean", torch.zeros(2))
+
+    def forward(self, x):
+        self.calls += 1
+        self.log.append(x.mean().item())
+        self.mean.add_(x.mean((0, 2, 3)))
+        self.last = x
+        x = self.bn(x) + 0 * (torch.rand(1) + np.random.rand() + random.random())
+        return self.net(x.add_(0))
+
+
+def streams():
+    return torch.rand(3).tolist(), np.random.rand(3).tolist(), [random.random() for _ in range(3)]
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_state_gradients_data_and_random_generators_are_as_before(training, interrupted):
+    model, x = Remembers().train(training), images(n=BS)
+    model(x).sum().backward()
+    before, state = x.clone(), {k: v.clone() for k, v in model.state_dict().items()}
+    grads, kept = [p.grad.clone() for p in model.parameters()], (model.calls, list(model.log), model.last)
+    flags, calls = [m.training for m in model.modules()], []
+    hook = model.net.register_forward_hook(lambda *args: calls.append(1) or 1 / (not interrupted or len(calls) < 2))
+    for m, seed in ((torch, 1), (np.random, 1), (random, 1)):
+        getattr(m, "manual_seed", getattr(m, "seed", None))(seed)
+    expected = streams()
+    for m, seed in ((torch, 1), (np.random, 1), (random, 1)):
+        getattr(m, "manual_seed", getattr(m, "seed", None))(seed)
+    hook.remove()
+    hook = model.net.register_forward_pre_hook(lambda *args: calls.append(1) or (1 / 0 if interrupted else None))
+    if interrupted:
+        with pytest.raises(ZeroDivisionError):
+            find_places(model, (x,))
+    else:
+        assert [place.name for place in find_places(model, (x,))] == ["net.0", "net.2"]
+    assert calls
+    hook.remove()
+    assert streams() == expected
+    assert torch.equal(x, before)
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+    assert all(torch.equal(p.grad, g) for p, g in zip(model.parameters(), grads, strict=True))
+    assert (model.calls, model.log, model.last) == kept
+    assert [m.training for m in model.modules()] == flags
+    assert no_hooks(model)
+
+
+def test_hooks_of_callbacks_are_silent_and_those_of_the_model_run():
+    model, seen = cnn(), []
+    own = Hook(model[1], lambda m, i, o: seen.append(len(o)))
+    stats = ActivationStats(modules=[model[0]])
+    learn = learner(ManifoldMixup(8), images(n=2 * BS), model=model, cbs=[stats])
+    late = on("before_fit", lambda learn: learn.model[2].register_forward_hook(lambda m, i, o: seen.append("late")))
+    learn.add_cb(late)
+    learn.fit(1)
+    own.remove()
+    assert len(stats.stats) == 2  # one for each training batch
+    assert seen.count("late") == 4  # with validation
+    assert seen.count(4) > 2  # the samples of the test
+
+
+def test_the_layers_are_tested_once_a_fit_for_less_than_a_training_step(monkeypatch):
+    model, rows = torchvision.models.resnet18(num_classes=C), []
+    hook = model.register_forward_pre_hook(lambda m, args: rows.append(len(args[0])))
+    find_places(model, (torch.rand(16, 3, 32, 32),))
+    hook.remove()
+    assert max(rows) <= 4
+    assert sum(rows) <= 16  # a step passes 16 samples forward, and the backward pass costs twice that
+    tested = []
+    monkeypatch.setattr(Exchange, "passing", lambda self, places: tested.append(places) or places)
+    learn = learner(ManifoldMixup(8), images(n=2 * BS))
+    learn.fit(3)
+    learn.fit(1)
+    assert len(tested) == 2
+
+
+def test_an_interrupt_while_hooks_are_registered_leaves_none(monkeypatch):
+    register, model = nn.Module.register_forward_hook, cnn()
+
+    def interrupt(self, hook, **kwargs):
+        handle = register(self, hook, **kwargs)
+        if type(hook).__name__ == "_Hook" and self is model[2]:
+            raise KeyboardInterrupt
+        return handle
+
+    monkeypatch.setattr(nn.Module, "register_forward_hook", interrupt)
+    learn = learner(ManifoldMixup(8), model=model)
+    with pytest.raises(KeyboardInterrupt):
+        learn.fit(1)
+    assert no_hooks(model)
+
+
+def test_a_model_that_splits_batches_over_devices_raises_value_error():
+    model = nn.DataParallel(cnn())
+    learner(ManifoldMixup(8), model=model).fit(1)  # without devices it is the model itself
+    model.device_ids = [0, 1]
+    with pytest.raises(ValueError, match=r"DataParallel.*accelerate.*MixUp"):
+        learner(ManifoldMixup(8), model=model).fit(1)
+
+
+def test_one_sample_cannot_tell():
+    with pytest.raises(ValueError, match="two samples"):
+        hidden_layers(cnn(), images(n=1))
+
+
+def test_weights_are_told_by_their_parameters_and_not_by_their_class():
+    class Times(nn.Module):
+        def __init__(self, n_in, n_out):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(n_in, n_out))
+
+        def forward(self, x):
+            return x @ self.weight
+
+    model = nn.Sequential(Times(6, 8), nn.LayerNorm(8), nn.ReLU(), Times(8, 8), nn.ReLU(), Times(8, C))
+    assert list(hidden_layers(model, torch.randn(4, 6))) == ["0", "3"]
+
+
+def test_a_mix_of_all_gives_the_partners_prediction_in_a_training():
+    """As a training sees it: with every lam at 0 the loss is that of the partners."""
+
+    class Partner(ManifoldMixup):
+        def draw(self, x):
+            return Mix(torch.arange(len(x)).roll(1), torch.zeros(len(x)))
+
+    model = torchvision.models.resnet18(num_classes=C, norm_layer=nn.Identity)
+    x, y = torch.randn(4, 3, 32, 32), classes(n=4)
+    learn = learner(cb := Partner(input_mixup=False), x, y, model, bs=4)
+    learn.fit(12, 0.0)
+    assert len({row.mixed_layer for row in learn.spy.batches}) > 3 <= len(cb.hidden_layers)
+    for row in learn.spy.batches:
+        torch.testing.assert_close(row.loss, nn.functional.cross_entropy(model(x), y).detach())

@@ -418,7 +418,7 @@ def test_a_loss_that_is_no_average_needs_one_lam():
 
     (pred, y, y1), lam = classes(), torch.rand(N)
     for black_box in (loss, BinaryCrossEntropy(sum_classes=True)):
-        with pytest.raises(ValueError, match=r"is_average.*per_sample=False"):
+        with pytest.raises(ValueError, match=r"is_average.*lam\[:1\].*per_sample=False"):
             mixed_loss(black_box, pred, (y,), (y1,), lam)
     expected = 0.3 * loss(pred, y) + 0.7 * loss(pred, y1)
     torch.testing.assert_close(mixed_loss(loss, pred, (y,), (y1,), torch.tensor([0.3])), expected)
@@ -428,6 +428,75 @@ def test_values_that_belong_to_no_sample_raise_value_error():
     pred, lam = torch.randn(N, C), torch.rand(N)
     with pytest.raises(ValueError, match="per_sample=False"):
         mixed_loss(nn.MSELoss(), pred[1:], (pred[1:],), (pred[1:],), lam)
+
+
+FORMER = [{"size_average": False}, {"size_average": True, "reduction": "sum"}, {"reduce": False},
+          {"reduce": False, "size_average": False, "reduction": "mean"}, {"reduce": True, "reduction": "none"},
+          {"reduce": None, "reduction": "sum"}]  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:size_average and reduce args")
+@pytest.mark.parametrize("options", FORMER, ids=str)
+@pytest.mark.parametrize(
+    ("loss", "data"),
+    [(F.cross_entropy, classes), (partial(F.cross_entropy, label_smoothing=0.1), classes), (F.nll_loss, classes),
+     (partial(F.cross_entropy, weight=WEIGHT), classes), (F.l1_loss, continuous), (F.mse_loss, continuous),
+     (F.smooth_l1_loss, continuous), (F.binary_cross_entropy, probabilities),
+     (F.binary_cross_entropy_with_logits, labels)],
+)  # fmt: skip
+def test_torchs_former_options_override_the_reduction(loss, data, options):
+    (pred, y, y1), loss = data(), partial(loss, **options)
+    assert is_average(loss)
+    if loss.keywords.get("weight") is not None:
+        y1 = y.flip(0)  # of the same weights, so that the formula is the plain one
+    expected = 0.3 * loss(pred, y) + 0.7 * loss(pred, y1)
+    got = mixed_loss(loss, pred, (y,), (y1,), torch.full((N,), 0.3))
+    torch.testing.assert_close(got, expected)
+
+
+def test_torch_warns_of_the_users_former_options():
+    (pred, y, y1), loss = classes(), partial(F.cross_entropy, size_average=False)
+    with pytest.warns(UserWarning, match="size_average"):
+        mixed_loss(loss, pred, (y,), (y1,), torch.tensor([0.3]))
+
+
+def test_a_partial_that_may_compute_anything_is_a_black_box():
+    class Doubled(partial):
+        def __call__(self, *args, **kwargs):
+            return 2 * super().__call__(*args, **kwargs)
+
+    pred, y, _ = continuous()
+    assert is_average(partial(F.mse_loss))
+    for loss in (Doubled(F.mse_loss), partial(F.mse_loss, pred)):
+        assert not is_average(loss)
+        with pytest.raises(ValueError, match="is_average"):
+            mixed_loss(loss, pred, (y,), (y,), torch.rand(N))
+
+
+def test_unreduced_values_of_a_function_in_fastais_loss_are_of_a_partial():
+    (pred, y, y1), loss = continuous(), BaseLoss(lambda: F.mse_loss, is_2d=False)
+    got = mixed_loss(loss, pred, (y,), (y1,), torch.full((N,), 0.3))
+    torch.testing.assert_close(got, 0.3 * loss(pred, y) + 0.7 * loss(pred, y1), check_dtype=False)
+    assert not hasattr(F.mse_loss, "reduction")
+
+
+class Logging(nn.Module):
+    """A loss that keeps its parts, as losses of several terms do."""
+
+    def forward(self, pred, targ):
+        self.parts = F.cross_entropy(pred, targ), pred.square().mean()
+        return sum(self.parts)
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_what_a_loss_logs_is_of_the_originals_targets(flat):
+    pred, y, y1 = classes()
+    loss = BaseLoss(Logging) if flat else Logging()
+    inner = loss.func if flat else loss
+    got = mixed_loss(loss, pred, (y,), (y1,), torch.tensor([0.3]))
+    assert torch.equal(inner.parts[0].as_subclass(torch.Tensor), F.cross_entropy(pred, y))
+    lam = torch.tensor(0.3)
+    assert torch.equal(got, lam * loss(pred, y) + (1 - lam) * loss(pred, y1))
 
 
 # The wrapper

@@ -16,7 +16,8 @@ from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from mixaug import Mix, blend, box_mask, choose, paste_mask, sample_lam, sample_partner
-from mixaug.mix import map_tensors, new_rng
+from mixaug.draw import new_rng
+from mixaug.mix import map_tensors
 
 seeds = st.integers(0, 2**32)
 sizes = st.lists(st.integers(1, 6), min_size=1, max_size=3)
@@ -234,20 +235,20 @@ def test_transforms_and_recorded_graphs_are_right(mask):
         shaped = m.view(4, -1)
         return torch.where(shaped, t, t[partner]) if m.dtype == torch.bool else torch.lerp(t[partner], t, shaped)
 
-    assert torch.equal(torch.func.vmap(f)(several), torch.func.vmap(g)(several))
+    torch.testing.assert_close(torch.func.vmap(f)(several), torch.func.vmap(g)(several))
     masks = torch.stack([mask(4) for _ in range(3)])
     each = torch.func.vmap(lambda m: blend(several[0], partner, m))(masks)
-    assert torch.equal(each, torch.stack([blend(several[0], partner, m) for m in masks]))
-    assert torch.equal(*(torch.func.grad(lambda t, h=h: h(t).square().sum())(x) for h in (f, g)))
-    assert torch.equal(*(torch.func.jvp(h, (x.detach(),), (several[0],))[1] for h in (f, g)))
+    torch.testing.assert_close(each, torch.stack([blend(several[0], partner, m) for m in masks]))
+    torch.testing.assert_close(*(torch.func.grad(lambda t, h=h: h(t).square().sum())(x) for h in (f, g)))
+    torch.testing.assert_close(*(torch.func.jvp(h, (x.detach(),), (several[0],))[1] for h in (f, g)))
     torch.testing.assert_close(*(torch.autograd.grad(h(x), x, several, is_grads_batched=True)[0] for h in (f, g)))
     with torch.autograd.forward_ad.dual_level():
         duals = [h(torch.autograd.forward_ad.make_dual(several[0], several[1])) for h in (f, g)]
-        assert torch.equal(*(torch.autograd.forward_ad.unpack_dual(d).tangent for d in duals))
+        torch.testing.assert_close(*(torch.autograd.forward_ad.unpack_dual(d).tangent for d in duals))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for graph in (make_fx(f)(several[0]), torch.jit.trace(f, several[0])):
-            assert torch.equal(graph(several[1]), g(several[1]))
+            torch.testing.assert_close(graph(several[1]), g(several[1]))
 
 
 def test_tensor_subclass_and_copies_of_its_attributes_are_kept():

@@ -119,7 +119,7 @@ NOT_FOR_EACH_SAMPLE = [OutputMixup(), CutMix(per_sample=False), MixUp(stack_y=Tr
         (TypeError, METHODS, [[MixUp(), CutMix()]], {}),
         (TypeError, METHODS, [MixHandler()], {}),
         (ValueError, METHODS, [MixUp()] * 2, {}),
-        (TypeError, "p must be.*prob", [MixUp(), CutMix()], {"p": 0.5}),
+        (TypeError, r"p must be 2 probabilities.*0\.5.*prob", [MixUp(), CutMix()], {"p": 0.5}),
         (ValueError, "p must be", [MixUp()], {"p": [0.5, 0.5]}),
         (ValueError, "p must be", [MixUp(), CutMix()], {"p": [0.9, 0.2]}),
         (ValueError, "p must be", [MixUp(), CutMix()], {"p": [0, 0]}),

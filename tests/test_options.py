@@ -40,8 +40,8 @@ def mixed(learn):
 
 DEFAULTS = {MixHandler: 0.5, MixUp: 0.4, CutMix: 1.0, ManifoldMixup: 0.4, OutputMixup: 0.4, FMix: 1.0, PatchUp: 2.0}
 MORE = {
-    ManifoldMixup: {"modules": None, "input_mixup": True},
-    PatchUp: {"hard": False, "modules": None, "input_mixup": True},
+    ManifoldMixup: {"modules": None, "input_mixup": True, "verify": True},
+    PatchUp: {"hard": False, "modules": None, "input_mixup": True, "verify": True},
     FMix: {"decay": 3.0},
 }
 
@@ -51,7 +51,9 @@ class TestArguments:
     def test_signature_and_docstring_show_every_option(self, method):
         parameters = inspect.signature(method).parameters
         options = {"prob": 1.0, "per_sample": True, "fold": method not in (CutMix, FMix), "stack_x": False}
-        options |= dict.fromkeys(["stack_y", "start", "stop", "pair", "seed"]) | {"clean": False}
+        options |= dict.fromkeys(["stack_y", "targets", "inputs", "spatial_dims", "start", "stop", "pair", "seed"]) | {
+            "clean": False
+        }
         expected = {"alpha": DEFAULTS[method], **options, **MORE.get(method, {})}
         assert {name: p.default for name, p in parameters.items()} == expected
         kinds = {name: p.kind for name, p in parameters.items()}
@@ -141,10 +143,10 @@ class TestArguments:
     def test_dir_shows_what_users_call(self):
         base = set(dir(fastai.callback.core.Callback()))
         options = {"alpha", *inspect.signature(MixHandler).parameters}
-        attributes = {"mix", "lam", "yb1", "rng", "draw", "draw_partner", "draw_lam"}
+        attributes = {"mix", "lam", "yb1", "rng", "draw", "draw_partner", "draw_lam", "spatial_size"}
         fastais = {"distrib", "lf", "old_lf", "stack_y", "show_batch", "learn"}
         events = {"before_fit", "before_train", "before_batch", "after_pred", "after_batch", "after_train", "after_fit",
-                  "before_validate", "run_valid"}  # fmt: skip
+                  "before_validate", "before_backward", "run_valid"}  # fmt: skip
         public = {name for name in dir(MixUp()) if not name.startswith("_")}
         assert public - base - {"run", "name"} <= options | attributes | fastais | events
 

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mixaug import sample_partner_by, target_similarity
-from mixaug.mix import new_rng
+from mixaug.draw import new_rng
+from mixaug.pairing import sample_partner_by_targets
 
 
 def test_partners_are_drawn_in_proportion_to_the_weights():
@@ -28,6 +29,65 @@ def test_weights_keep_their_precision():
     drawn = torch.stack([sample_partner_by(weights, rng=new_rng(seed)) for seed in range(400)])
     assert (drawn[:, 1:] == torch.tensor([0, 1])).all()
     assert (drawn[:, 0] == 2).float().mean().item() == pytest.approx(0.75, abs=0.08)
+
+
+RATIOS = {
+    "subnormal": torch.tensor([1e-45, 3e-45]),  # which are 1 and 2 times the smallest
+    "subnormal, float64": torch.tensor([5e-324, 1.5e-323], dtype=torch.float64),
+    "huge": torch.tensor([1e38, 3e38]),
+    "huge, float64": torch.tensor([5e307, 1.5e308], dtype=torch.float64),
+    "tiny": torch.tensor([1e-300, 3e-300], dtype=torch.float64),
+    "half": torch.tensor([2e4, 6e4], dtype=torch.float16),
+    "counts": torch.tensor([2**60, 3 * 2**60]),
+    "bytes": torch.tensor([80, 240], dtype=torch.uint8),
+}
+
+
+@pytest.mark.parametrize("pair", RATIOS.values(), ids=RATIOS)
+def test_weights_of_any_magnitude_are_drawn_by_their_ratio(pair):
+    weights, rng = torch.zeros(3, 3, dtype=pair.dtype), new_rng(0)
+    weights[0, 1:], weights[1, ::2], weights[2, :2] = pair, pair, pair
+    drawn = torch.stack([sample_partner_by(weights, rng=rng) for _ in range(2000)])
+    expected = 1 / (1 + pair[0].item() / pair[1].item())
+    for i, (first, second) in enumerate(((1, 2), (0, 2), (0, 1))):
+        assert ((drawn[:, i] == first) | (drawn[:, i] == second)).all()
+        assert (drawn[:, i] == second).float().mean().item() == pytest.approx(expected, abs=0.04)
+
+
+def test_a_float64_ratio_of_1e_300_is_kept():
+    weights = torch.tensor([[0, 1, 1e-300], [1e-300, 0, 0], [1, 1e-300, 0]], dtype=torch.float64)
+    drawn = torch.stack([sample_partner_by(weights, rng=new_rng(seed)) for seed in range(200)])
+    assert (drawn == torch.tensor([1, 0, 0])).all()
+
+
+@pytest.mark.parametrize("similar", [False, True])
+def test_draws_of_ordinary_weights_are_the_first_of_exponential_times(similar):
+    """Results that were stored with a seed depend on these."""
+    y = torch.randn(16) if similar else torch.arange(16) % 4
+    weights = target_similarity(y) if similar else y[:, None] == y
+    rates = weights.float().fill_diagonal_(0)
+    for seed in range(200):
+        waiting = torch.from_numpy(new_rng(seed).exponential(size=(16, 16)).astype("float32"))
+        assert torch.equal(sample_partner_by(weights, rng=new_rng(seed)), (rates / waiting).argmax(1))
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int16, torch.int64])
+@pytest.mark.parametrize("pair", ["same", "other"])
+def test_classes_of_a_table_are_paired(pair, dtype):
+    y = torch.arange(12).view(12, 1).to(dtype) % 3  # (B, 1), as fastai's tables have
+    for seed in range(20):
+        partner = sample_partner_by_targets(pair, (y,), 12, new_rng(seed))
+        assert torch.equal(partner, sample_partner_by_targets(pair, (y[:, 0],), 12, new_rng(seed)))
+        assert ((y[partner] == y) == (pair == "same")).all()
+        assert (partner != torch.arange(12)).all()
+
+
+@pytest.mark.parametrize("y", [torch.zeros(4, 2).long(), torch.zeros(4, 1, 1).long(), torch.zeros(4, 1)])
+def test_other_targets_than_classes_are_not_paired(y):
+    with pytest.raises(ValueError, match=r"class indices \(B,\) or \(B, 1\).*function of the targets"):
+        sample_partner_by_targets("same", (y,), 4, new_rng(0))
+    by_function = sample_partner_by_targets(lambda given: torch.ones(4, 4) * (given is y), (y,), 4, new_rng(0))
+    assert (by_function != torch.arange(4)).all()
 
 
 def test_weights_of_another_shape_raise_value_error():

@@ -30,8 +30,8 @@ def test_the_readme_has_two_commands_of_one_line_and_ci_runs_the_second():
     assert test in (ROOT / ".ci/run").read_text().splitlines()
 
 
-CORE = ("torch_private", "mix", "pairing")
-ROOMS = [*CORE, "loss", "batch", "lifecycle", "options", "handler", "layers",
+CORE = ("torch_private", "draw", "mix", "pairing", "graph", "trial", "exchange", "layers")
+ROOMS = [*CORE, "loss", "targets", "batch", "verify", "lifecycle", "options", "passes", "drawing", "handler",
          "methods/average", "methods/cut", "methods/cut_variants", "methods/output", "methods/hidden",
          "methods/patch_up", "methods/one_of", "metrics", "learner", "show"]  # fmt: skip
 
@@ -83,7 +83,8 @@ def test_private_names_are_in_one_place_and_few():
     assert {name: where for name, where in used.items() if name not in defined} == {"_C": {"torch_private"}}
     text = (ROOT / "mixaug/torch_private.py").read_text()
     assert set(re.findall(r"torch\._\w+(?:\.\w+)?|\"(?:_\w+|\w*Disable\w*)\"", text)) == {
-        "torch._C", '"DisableTorchFunctionSubclass"', '"_orig_mod"', "torch._dynamo"
+        "torch._C", '"DisableTorchFunctionSubclass"', '"_orig_mod"', "torch._dynamo", '"_compiled_call_impl"',
+        '"_forward_hooks"', '"_forward_pre_hooks"',
     }  # fmt: skip
 
 

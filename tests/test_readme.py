@@ -89,7 +89,15 @@ def names(data, tmp_path, monkeypatch):
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
     learn = vision.Learner(data["dls"], model, path=tmp_path).mixup()
     given = {name: thing for module in modules for name, thing in vars(module).items() if name[:2] != "__"}
-    return {**given, **data, "learn": learn, "model": model, "layer": model[0], "torch": torch}
+    return {
+        **given,
+        **data,
+        "learn": learn,
+        "model": model,
+        "x": torch.rand(2, 3, 8, 8),
+        "layer": model[0],
+        "torch": torch,
+    }
 
 
 @pytest.mark.parametrize("code", BLOCKS + CALLS, ids=lambda code: code.strip().splitlines()[-1])

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from common import EVERY, classes, cnn, images, learner, no_hooks
+from fastai.callback import mixup as fm
 from fastai.tabular import all as ft
 from fastai.text import all as fx
 from fastai.vision import all as fv
@@ -109,6 +110,30 @@ def test_a_learner_is_as_it_was():
     learn.remove_cb(cb)
     with pytest.raises(ValueError, match=r"learn\.mixup"):
         learn.show_mixed()
+
+
+@pytest.mark.parametrize("kind", [fm.MixUp, fm.CutMix])
+def test_a_callback_of_fastai_is_named(kind):
+    learn = learner(None, cbs=[kind()])
+    with pytest.raises(
+        ValueError, match=rf"fastai\.callback\.mixup\.{kind.__name__}\. .*learn\.mixup.*from mixaug import"
+    ):
+        learn.show_mixed()
+
+
+def test_a_dollar_in_a_class_name_is_a_dollar():
+    block = fv.DataBlock(
+        (fv.ImageBlock(fv.PILImageBW), fv.CategoryBlock),
+        get_x=grey,
+        get_y=lambda i: ["$a__b", "$c__d"][i % 2],
+        item_tfms=fv.Resize(8),
+    )
+    axes = ManifoldMixup(1.0).show_batch(block.dataloaders(range(40), bs=8, device="cpu", num_workers=0), max_n=4)
+    for ax in axes:
+        drawn, is_math = ax.title._preprocess_math(ax.get_title())
+        assert re.match(rf"^{NUMBER} \$[ac]__[bd] \+ {NUMBER} \$[ac]__[bd]$", drawn)
+        assert not is_math
+    axes[0].figure.draw_without_rendering()
 
 
 def test_signals_are_lines():

@@ -30,6 +30,7 @@ class Task:
     rule: Any
     weighted: bool = False  # the loss divides by the targets' weights
     lams: int = 2  # at least so many different coefficients in a batch
+    targets: Any = None  # what the user says, where shapes do not
 
 
 def head(n_out, n_in=60, tail=None):
@@ -81,9 +82,16 @@ TASKS = {
     "continuous, float64": lambda: Task(images(), torch.randn(N).double(), head(1), MSELossFlat(), "average"),
     "age": lambda: Task(images(), classes(high=90), head(1), MSELossFlat(), "average"),
     "points": lambda: Task(
-        images(), torch.rand(N, 2, 2), head(4, tail=nn.Unflatten(1, (2, 2))), MSELossFlat(), "average"
+        images(),
+        torch.rand(N, 2, 2),
+        head(4, tail=nn.Unflatten(1, (2, 2))),
+        MSELossFlat(),
+        "average",
+        targets="average",
     ),
-    "sequence": lambda: Task(images((7,)), classes(7), dense(C, nn.Conv1d), CrossEntropyLossFlat(axis=1), "mask"),
+    "sequence": lambda: Task(
+        images((7,)), classes(7), dense(C, nn.Conv1d), CrossEntropyLossFlat(axis=1), "mask", targets="mask"
+    ),
     "segmentation": lambda: Task(images(), classes(*SIZE), dense(C), CrossEntropyLossFlat(axis=1), "mask"),
     "segmentation, int16": lambda: Task(
         images(), classes(*SIZE, dtype=torch.int16), dense(C), CrossEntropyLossFlat(axis=1), "mask"
@@ -143,6 +151,8 @@ def test_task(task, method):
     for part in (mixer, *getattr(mixer, "methods", ())):
         if isinstance(model, Two) and isinstance(part, ManifoldMixup):
             part.modules = [model.head[0]]
+        if not method.startswith("PatchUp") and (part is mixer or "each" not in method):
+            part.targets = task.targets
     learn = learner(mixer, task.x, task.y, model=model, loss=task.loss)
     if remedy(task, method):
         with pytest.raises((TypeError, ValueError), match=remedy(task, method)):
@@ -205,12 +215,17 @@ def test_bounding_boxes_raise_type_error(method, name):
         trained(METHODS[method](), loss=lambda pred, y: pred.sum(), cbs=[boxes])
 
 
-def test_as_many_labels_as_positions_are_ambiguous():
-    args = {"x": images((C,)), "y": torch.rand(N, C), "model": head(C, 6)(), "loss": MSELossFlat()}
-    with pytest.raises(ValueError, match=r"\(B, 1, L\).*stack_y=True"):
+@pytest.mark.parametrize("y", [torch.rand(N, C), classes(C)], ids=["labels", "heads"])
+def test_as_many_labels_as_positions_are_ambiguous(y):
+    loss = MSELossFlat() if y.is_floating_point() else lambda pred, y: F.mse_loss(pred, y.float())
+    args, of_sample = {"x": images((C,)), "y": y, "model": head(C, 6)(), "loss": loss}, "average"
+    if not y.is_floating_point():
+        of_sample = "loss"
+    with pytest.raises(ValueError, match=f'targets="mask".*targets="{of_sample}"'):
         trained(METHODS["CutMix"](), **args)
-    trained(METHODS["CutMix"](stack_y=True), **args)
-    trained(METHODS["MixUp"](), **args)
+    for options in ({"targets": "mask"}, {"targets": of_sample}, {"stack_y": True}):
+        trained(METHODS["CutMix"](per_sample=False, **options), **args)
+    trained(METHODS["MixUp"](per_sample=False), **args)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
+from ..draw import new_rng, send
 from ..handler import MixHandler
-from ..mix import Mix, new_rng, send
+from ..mix import Mix
 from ..options import CutOptions, Schedule, with_options
 
 
@@ -89,6 +90,8 @@ class CutMix(MixHandler):
     True
     """
 
+    _cuts = True
+
     def __init__(self, alpha: float | Schedule = 1.0, *, fold: bool = False, **kwargs: Unpack[CutOptions]):
         super().__init__(alpha, fold=fold, **kwargs)
 
@@ -98,10 +101,11 @@ class CutMix(MixHandler):
             raise TypeError(
                 f"Expected a batch (B, C, *size), got {type(x).__name__}. Mix tensors, after the transforms"
             )
-        if x.ndim < 3 or 0 in x.shape[2:]:
+        size = self.spatial_size(x)
+        if len(size) < (self.spatial_dims or 1) or 0 in size:
             raise ValueError(
-                f"Expected inputs (B, C, *size) with positions to cut, got shape {tuple(x.shape)}. MixUp averages such "
-                "inputs, ManifoldMixup mixes hidden layers"
+                f"Expected inputs (B, C, *size) with positions to cut, got shape {tuple(x.shape)}. spatial_dims says "
+                "how many trailing axes are positions; MixUp averages such inputs, ManifoldMixup mixes hidden layers"
             )
         return self.cut(x, self.draw_partner(x), self.draw_lam(x, "cpu"))
 
@@ -113,4 +117,4 @@ class CutMix(MixHandler):
             partner: Pairing index ``(B,)``, on the device of `x`.
             lam: Fraction to keep, ``(B,)``, on the CPU.
         """
-        return Mix(partner, box_mask(lam, x.shape[2:], rng=self.rng, device=x.device))
+        return Mix(partner, box_mask(lam, self.spatial_size(x), rng=self.rng, device=x.device))

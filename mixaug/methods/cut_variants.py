@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from typing_extensions import Unpack
 
-from ..mix import Mix, new_rng, send
+from ..draw import new_rng, send
+from ..mix import Mix
 from ..options import CutOptions, Schedule, number, with_options
 from .cut import CutMix, box_mask, outside_box
 
@@ -141,7 +142,7 @@ class FMix(CutMix):
         generator = None
         if x.device.type != "meta":  # which has no generator
             generator = torch.Generator(x.device).manual_seed(int(self.rng.integers(2**63)))
-        return Mix(partner, fourier_mask(send(lam, x.device), x.shape[2:], self.decay, generator=generator))
+        return Mix(partner, fourier_mask(send(lam, x.device), self.spatial_size(x), self.decay, generator=generator))
 
 
 @with_options
@@ -166,10 +167,14 @@ class SaliencyMix(CutMix):
 
     def cut(self, x: Tensor, partner: Tensor, lam: Tensor) -> Mix:
         """Return the mix whose boxes have their centers at the partners' saliency peaks."""
-        if x.ndim > 5:
-            raise ValueError(f"Expected inputs with up to three spatial axes, got shape {tuple(x.shape)}. Use CutMix")
-        center = saliency_peak(x, rng=self.rng)[:, partner]
-        return Mix(partner, box_mask(send(lam, x.device), x.shape[2:], center))
+        size = self.spatial_size(x)
+        if len(size) > 3:
+            raise ValueError(
+                f"Expected inputs with up to three spatial axes, got shape {tuple(x.shape)}. Use CutMix, or say how "
+                "many trailing axes are positions (spatial_dims=...)"
+            )
+        center = saliency_peak(x.reshape(len(x), -1, *size), rng=self.rng)[:, partner]
+        return Mix(partner, box_mask(send(lam, x.device), size, center))
 
 
 @with_options
@@ -195,4 +200,4 @@ class ResizeMix(CutMix):
 
     def cut(self, x: Tensor, partner: Tensor, lam: Tensor) -> Mix:
         """Return the mix with the mask and the index of :func:`paste_mask`."""
-        return Mix(partner, *paste_mask(lam, x.shape[2:], rng=self.rng, device=x.device))
+        return Mix(partner, *paste_mask(lam, self.spatial_size(x), rng=self.rng, device=x.device))

@@ -1,18 +1,21 @@
 """The methods that mix in feature space: the output of one random layer of each batch."""
 
 from collections.abc import Iterable
-from functools import partial
 from typing import Any
 
 import torch
-from fastcore.basics import noop
-from torch import nn
+from fastai.callback.core import Callback
+from torch import Tensor, nn
 from typing_extensions import Unpack
 
+from ..exchange import Place
+from ..graph import ancestors, descends, functions, is_leaf
 from ..handler import MixHandler
-from ..layers import hidden_layers
-from ..mix import Mix, map_tensors, tensors
+from ..layers import find_places
+from ..lifecycle import OwnHook
+from ..mix import Mix, same, tensors
 from ..options import MixOptions, Schedule, flag, with_options
+from ..targets import each, mixed_inputs
 from ..torch_private import forget_compiled, unwrapped
 from .output import blend_floats
 
@@ -21,14 +24,17 @@ from .output import blend_floats
 class ManifoldMixup(MixHandler):
     """Average each sample's activations with its partner's in one random layer of each batch (Verma et al., 2019).
 
-    From `before_fit` on, the attribute `hidden_layers` holds the candidates by name, as the function of that name finds
-    them; `mixed_layer` is the one drawn for a batch, None for the input. With `torch.compile` all candidates are in one
-    graph, and compiled models are compiled anew for each fit.
+    From the first batch of a fit on, the attribute `hidden_layers` holds the candidates by name, as the function of
+    that name finds and tests them; `mixed_layer` is the one drawn for a batch, None for the input. With `torch.compile`
+    all candidates are in one graph, and compiled models are compiled anew for each fit.
 
     Args:
         alpha: Parameter of Beta(alpha, alpha), from which lam is drawn; > 0. May be a schedule.
-        modules: Layers to choose from; None: those that :func:`hidden_layers` finds.
-        input_mixup: Choose the input too, if all inputs are floating-point.
+        modules: Layers to choose from; layers in a tuple, such as parallel stems, are mixed together. None: those that
+            :func:`hidden_layers` finds.
+        input_mixup: Choose the input too, if all inputs to mix are floating-point.
+        verify: Test on the first batch of a fit that nothing goes around the layers; False: mix whatever is named, or
+            found by structure alone.
         **kwargs: See :class:`MixHandler`.
 
     Shape:
@@ -36,8 +42,9 @@ class ManifoldMixup(MixHandler):
         every floating-point tensor ``(B, ...)`` is mixed.
 
     Raises:
-        ValueError: In `before_fit`, if the model has no candidates or does not contain `modules`.
-        RuntimeError: If a candidate does not run exactly once in a batch.
+        ValueError: If the model has no candidates or does not contain `modules`, or if something goes around a layer
+            that is named or marked.
+        RuntimeError: If the layer to mix does not run as often as it did when it was tested.
 
     Reference: https://proceedings.mlr.press/v97/verma19a
 
@@ -48,55 +55,89 @@ class ManifoldMixup(MixHandler):
 
     _mixes_input = False
     mixed_layer: str | None = None
+    _hooked = False
     _loss_hook: Any = None
 
     def __init__(
         self,
         alpha: float | Schedule = 0.4,
         *,
-        modules: Iterable[nn.Module] | None = None,
+        modules: Iterable[nn.Module | tuple[nn.Module, ...]] | None = None,
         input_mixup: bool = True,
+        verify: bool = True,
         **kwargs: Unpack[MixOptions],
     ):
         super().__init__(alpha, **kwargs)
-        self.input_mixup, self.hidden_layers = flag("input_mixup", input_mixup), {}
+        self.input_mixup, self.verify = flag("input_mixup", input_mixup), flag("verify", verify)
         self.modules = None if modules is None else _modules(modules)
-        self._hooks: list[Any] = []
+        self._places: list[Place] = []
         self._pass: Any = self._new_pass()
 
     def _new_pass(self) -> "Pass":
         return Pass()
 
+    @property
+    def hidden_layers(self) -> dict[str, Any]:
+        """Layers, or tuples of layers that are mixed together, by their names."""
+        return {place.name: place.value for place in self._places}
+
     def before_fit(self) -> None:
         """Find the candidates."""
         super().before_fit()
-        self._pass = self._new_pass()
+        self._pass, self._places = self._new_pass(), []
         model = unwrapped(self.learn.model)
-        names = {module: name for name, module in model.named_modules()}
-        if foreign := [type(m).__name__ for m in self.modules or () if m not in names]:
+        inside = set(model.modules())
+        named = [m for value in self.modules or () for m in (value if isinstance(value, tuple) else (value,))]
+        if foreign := [type(m).__name__ for m in named if m not in inside]:
             raise ValueError(f"modules must be layers of {type(model).__name__}, got {foreign}")
-        self.hidden_layers = hidden_layers(model) if self.modules is None else {names[m]: m for m in self.modules}
-        if not self.hidden_layers:
+        if isinstance(model, nn.DataParallel) and len(model.device_ids) > 1:
             raise ValueError(
-                f"Expected a model with layers that may be mixed, found none in {type(model).__name__}. Name some "
-                "(modules=[...]) or mark them in the model (mixable(layer))"
+                "Expected a model that sees whole batches, got nn.DataParallel, which splits them, so that partners "
+                "are on other devices. Start a process for each device (accelerate launch), or mix the input or the "
+                "prediction (MixUp, CutMix, OutputMixup)"
             )
+        if not find_places(model, (), self.modules):
+            raise ValueError(self._none_found("that may be mixed"))
+
+    def _none_found(self, what: str) -> str:
+        return (
+            f"Expected a model with layers {what}, found none in {type(unwrapped(self.learn.model)).__name__}. Name "
+            "some (modules=[...]) or mark them in the model (mixable(layer)), or use OutputMixup"
+        )
 
     def before_batch(self) -> None:
         """Draw the mix and the layer."""
         self._pass.mix, self._mixes_input = None, False
         if not self._checked:  # added in the middle of a fit
             self.before_fit()
-        if not self._hooks:
+        xb = tuple(self.learn.xb)
+        if not (self._hooked or self.stack_x) and len(next((t for t in tensors(xb) if t.ndim), ())) > 1:
+            if not self._places:
+                self._find_places(xb)
             self._register_hooks()
         super().before_batch()
         if self.mix is not None and not self.stack_x:
             self._choose_layer()
 
+    def _find_places(self, xb: tuple) -> None:
+        """Find the layers and test them, once a fit."""
+        own = vars(self.learn).get("_hooks_before_fit")
+
+        def is_own(key: int, hook: Any) -> bool:
+            return (own is None or key in own) and not isinstance(getattr(hook, "__self__", None), Callback)
+
+        self._places = find_places(
+            self.learn.model, xb if self.verify else (), self.modules, is_own=is_own, accept=self._pass.accepts
+        )
+        if not self._places:
+            raise ValueError(self._none_found("that nothing goes around"))
+
     def _register_hooks(self) -> None:
         """Register the hooks until the end of the training: compiled models do not notice changes."""
-        layers, model = enumerate(self.hidden_layers.values()), self.learn.model
-        self._hooks = [m.register_forward_hook(_Hook(self._pass, model, m, at)) for at, m in layers]
+        self._hooked = True
+        for at, place in enumerate(self._places):
+            for m in place.layers:
+                m.register_forward_hook(_Hook(id(self), self._pass, self.learn.model, m, at, place.run))
         if self._pass.runs is None:
             forget_compiled()  # or a graph that was compiled without hooks would be used
         self._pass.runs = []
@@ -104,39 +145,50 @@ class ManifoldMixup(MixHandler):
     def _choose_layer(self) -> None:
         """Draw the layer to mix in this batch; if it is the input, mix that."""
         xb = tuple(self.learn.xb)
-        may_mix_input = self.input_mixup and all(t.is_floating_point() for t in tensors(xb) if t.numel())
+        rules = each("inputs", self.inputs, xb)
+        to_mix = tensors([x for x, rule in zip(xb, rules, strict=True) if rule in (None, "mix")])
+        may_mix_input = self.input_mixup and all(t.is_floating_point() for t in to_mix if t.numel())
         if may_mix_input:
-            self._pass.check(xb)
-        at = int(self.rng.integers(len(self.hidden_layers) + may_mix_input))
-        self.mixed_layer = [*self.hidden_layers, None][at]
-        self._pass.begin(self.mix, at, len(self.hidden_layers))
+            self._pass.check(to_mix)
+        at = int(self.rng.integers(len(self._places) + may_mix_input))
+        self.mixed_layer = [*(place.name for place in self._places), None][at]
+        self._pass.begin(self.mix, at, len(self._places))
         if self.mixed_layer is None:  # the input
             self._mixes_input = True
-            self.mix = mix = self._pass.mix_for(xb)
-            self.learn.xb = map_tensors(mix.blend, xb)
+            self.mix = mix = self._pass.mix_for(to_mix)
+            self.learn.xb = self._passes.mixed_xb = mixed_inputs(xb, rules, mix)
 
     def after_pred(self) -> None:
-        """Check that every candidate ran once."""
+        """Check that the layer ran as often as it did when it was tested."""
         if self._pass.mix is not None:
             self._pass.running = False
-            runs = dict(zip(self.hidden_layers, self._pass.runs, strict=True))
-            if wrong := {name: n for name, n in runs.items() if n != 1}:
-                mode = "" if self.learn.model.training else " The model is in eval mode: call model.train()."
-                raise RuntimeError(
-                    f"Each mixed layer must run exactly once per forward pass, but the counts were {wrong}.{mode} "
-                    "Choose other layers (modules=[...]); a callback that runs the model before the loss needs an "
-                    f"order < {self.order}"
-                )
+            if self.mixed_layer is not None:
+                place, ran = self._places[self._pass.at], self._pass.runs[self._pass.at]
+                if ran != (runs := place.runs or len(place.layers)):
+                    mode = "" if self.learn.model.training else " The model is in eval mode: call model.train()."
+                    raise RuntimeError(
+                        f"Expected {runs} runs of '{place.name}' in the forward pass, got {ran}.{mode} Choose other "
+                        "layers (modules=[...]); a callback that runs the model before the loss needs an order below "
+                        "that of the mixing callback (`mixer.order = 50`)"
+                    )
         super().after_pred()
 
+    def _is_mixed(self, pred: list[Tensor]) -> bool:
+        if self._mixes_input or self.stack_x:
+            return super()._is_mixed(pred)
+        # Outputs of layers without gradients are no part of the graph, nor are those in a compiled model
+        own = self._passes.pred
+        mixed = functions(self._pass.mixed) or [f for f in ancestors(own) if not is_leaf(f)]
+        return any(same(t, o) for t in pred for o in own) or descends(pred, set(mixed))
+
     def after_loss(self) -> None:
-        """Restore targets and loss, unless the input was mixed and another pass may follow."""
+        """Restore the targets, unless the input was mixed and another pass may follow."""
         state, loss = self._pass, self.learn.loss_grad
         if state.mix is not None and loss.requires_grad:
             # Activation checkpointing runs layers again in the backward pass, which begins with this hook
             self._loss_hook = loss.register_hook(lambda grad: setattr(state, "running", True))
-        if not (self._mixes_input or self.stack_x):
-            self._reset_batch()
+        if self._in_batch and not (self._mixes_input or self.stack_x):
+            self._restore_targets()
 
     def after_backward(self) -> None:
         """Mix no other pass."""
@@ -146,7 +198,8 @@ class ManifoldMixup(MixHandler):
         """Restore targets and loss, and mix no more."""
         super().after_batch()
         self._remove_loss_hook()
-        self._pass.mix, self._mixes_input = None, False
+        self._pass.forget()
+        self._mixes_input = False
 
     def _remove_loss_hook(self) -> None:
         if self._loss_hook is not None:
@@ -155,10 +208,9 @@ class ManifoldMixup(MixHandler):
 
     def _restore_learner(self) -> None:
         super()._restore_learner()
+        self._hooked = False
         self._remove_loss_hook()
-        while self._hooks:
-            self._hooks.pop().remove()
-        self._pass.mix = None
+        self._pass.forget()
 
 
 class Pass:
@@ -168,6 +220,7 @@ class Pass:
     """
 
     mix: Any = None  # until the backward pass is over
+    mixed: Any = ()  # the outputs that were mixed
     runs: Any = None  # of each layer in this forward pass
     running = False  # whether this batch's forward or backward pass is running
 
@@ -178,18 +231,27 @@ class Pass:
     def check(self, nest: Any) -> Any:
         """Raise an error for a layer whose output cannot be mixed, even if another layer is mixed in this batch."""
 
+    def accepts(self, shapes: Any) -> bool:
+        """Return whether outputs of these shapes can be mixed."""
+        return True
+
+    def forget(self) -> None:
+        """Mix no more, and keep nothing of the batch."""
+        self.mix, self.mixed = None, ()
+
     def begin(self, mix: Any, at: int, layers: int) -> None:
         """Prepare for the forward pass of a batch, in which layer `at` of `layers` is mixed."""
-        self.mix, self.at, self.runs, self.running = mix, at, [0] * layers, True
+        self.mix, self.at, self.runs, self.running, self.mixed = mix, at, [0] * layers, True, ()
         self.used: list[Any] = [None] * layers  # the mix of each layer
         self.drawn = torch.full((), at, device=mix.mask.device)  # for compiled models: one graph for all layers
 
 
-class _Hook:
-    """The forward hook of layer `at`. Copies and pickles do nothing, so that a copied model is not mixed."""
+class _Hook(OwnHook):
+    """The forward hook of a layer in place `at`, to mix all its runs or one. It does nothing in copies of the model."""
 
-    def __init__(self, state: Pass, model: nn.Module, layer: nn.Module, at: int):
-        self.state, self.model, self.layer, self.at = state, model, layer, at
+    def __init__(self, owner: int, state: Pass, model: nn.Module, layer: nn.Module, at: int, run: int | None):
+        super().__init__(owner)
+        self.state, self.model, self.layer, self.at, self.run = state, model, layer, at, run
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
         state, at = self.state, self.at
@@ -199,6 +261,8 @@ class _Hook:
             if not module.training:
                 return None
             state.runs[at] += 1
+            if self.run not in (None, state.runs[at] - 1):
+                return None
             state.used[at] = mix = state.mix_for(output)
             mask = torch.where(state.drawn == at, mix.mask, torch.ones_like(mix.mask))
             return blend_floats(Mix(mix.partner, mask), output)
@@ -206,17 +270,17 @@ class _Hook:
             return None
         state.check(output)
         state.runs[at] += 1
-        if state.at != at:
+        if state.at != at or self.run not in (None, state.runs[at] - 1):
             return None
         state.used[at] = state.mix_for(output)
-        return blend_floats(state.used[at], output)
+        output = blend_floats(state.used[at], output)
+        state.mixed = (*state.mixed, *tensors(output))
+        return output
 
-    def __reduce_ex__(self, protocol: Any) -> tuple:
-        return partial, (noop, None)
 
-
-def _modules(modules: Iterable[nn.Module]) -> list[nn.Module]:
+def _modules(modules: Iterable[Any]) -> list[Any]:
     given = list(modules) if isinstance(modules, Iterable) and not isinstance(modules, nn.Module) else []
-    if not given or not all(isinstance(m, nn.Module) for m in given):
-        raise ValueError(f"modules must be a non-empty list of torch.nn.Module, got {modules!r}")
+    single = [m for value in given for m in (value if isinstance(value, tuple) else (value,))]
+    if not given or () in given or not all(isinstance(m, nn.Module) for m in single):
+        raise ValueError(f"modules must be a non-empty list of torch.nn.Module, or of tuples of them, got {modules!r}")
     return given

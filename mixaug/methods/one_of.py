@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from ..batch import mix_batch
+from ..draw import send
 from ..handler import MixHandler
-from ..mix import Mix, send
-from ..options import Schedule, flag, number, shown
+from ..mix import Mix
+from ..options import InputRule, Rule, Schedule, flag, number, shown
 
 
 def choose(mixes: Sequence[Mix], choice: Tensor) -> Mix:
@@ -57,6 +58,8 @@ class OneOf(MixHandler):
         stop: When mixing ends, likewise.
         clean: As in :class:`MixHandler`, with ``per_sample=True``; otherwise an option of each method.
         stack_y: As in :class:`MixHandler`, with ``per_sample=True``; otherwise an option of each method.
+        targets: Likewise.
+        inputs: Likewise.
         seed: Seed of the random generator of all methods, >= 0. None: each fit takes one from torch's global generator.
 
     Raises:
@@ -82,9 +85,12 @@ class OneOf(MixHandler):
         stop: int | float | None = None,
         clean: bool = False,
         stack_y: bool | None = None,
+        targets: Rule | Sequence[Rule] = None,
+        inputs: InputRule | Sequence[InputRule] = None,
         seed: int | None = None,
     ):
-        super().__init__(prob=prob, start=start, stop=stop, clean=clean, stack_y=stack_y, seed=seed)
+        of_parts: dict[str, Any] = {"clean": clean, "stack_y": stack_y, "targets": targets, "inputs": inputs}
+        super().__init__(prob=prob, start=start, stop=stop, seed=seed, **of_parts)
         if not methods or not all(isinstance(m, MixHandler) and type(m) is not MixHandler for m in methods):
             raise TypeError(f"methods must be mixing callbacks, as in OneOf(MixUp(), CutMix()), got {methods!r}")
         if len(set(map(id, methods))) < len(methods):
@@ -92,16 +98,16 @@ class OneOf(MixHandler):
         equal = [1 / len(methods)] * len(methods)
         if p is not None and not isinstance(p, (Sequence, np.ndarray)):
             raise TypeError(
-                f"p must be a list with a probability for each method, got {p!r}. Use prob to mix fewer batches"
+                f"p must be {len(methods)} probabilities, one for each method, got {p!r}. Use prob to mix fewer batches"
             )
         self.p = equal if p is None else [number("p", v, lambda v: 0 <= v <= 1, "probabilities") for v in p]
         if len(self.p) != len(methods) or not 0 < sum(self.p) < 1 + 1e-6:
             raise ValueError(f"p must be {len(methods)} probabilities with a sum of 1 at most, got {p!r}")
         if per_sample and (unfit := [m for m in methods if not _only_draws(m)]):
             raise ValueError(f"methods must mix the input and leave the rest to OneOf for per_sample=True, got {unfit}")
-        if not per_sample and (clean or stack_y is not None):
+        if not per_sample and any(of_parts.values()):
             raise ValueError(
-                "clean and stack_y must be options of the methods, not of OneOf, unless per_sample is True"
+                f"{' and '.join(of_parts)} must be options of the methods, not of OneOf, unless per_sample is True"
             )
         self.methods, self.each = list(methods), flag("per_sample", per_sample)
         self._needs_average, self._chooses = self.each, not self.each
@@ -110,13 +116,18 @@ class OneOf(MixHandler):
     def __repr__(self) -> str:
         """Return the call that makes this method, with every option that is not the default."""
         options = {"p": self.p, "per_sample": self.each, "prob": self.prob, "start": self.start, "stop": self.stop,
-                   "clean": self.clean, "stack_y": self._stack_y, "seed": self.seed}  # fmt: skip
+                   "clean": self.clean, "stack_y": self._stack_y, "targets": self.targets, "inputs": self.inputs,
+                   "seed": self.seed}  # fmt: skip
         defaults = {**dict.fromkeys(options), "p": [1 / len(self.p)] * len(self.p), "per_sample": False, "prob": 1.0,
                     "clean": False}  # fmt: skip
         given = [f"{name}={shown(v)}" for name, v in options.items() if v != defaults[name]]
         return f"OneOf({', '.join([*map(repr, self.methods), *given])})"
 
     # Choosing
+
+    def spatial_size(self, x: Tensor) -> torch.Size:
+        """Return the lengths of the spatial axes of `x`, of the method that has most."""
+        return max((method.spatial_size(x) for method in self.methods), key=len)
 
     def draw(self, x: Tensor) -> Mix | None:
         """Return the mix of a batch with first input `x`, by one of the methods or by several; None: as it is."""
@@ -182,7 +193,7 @@ class OneOf(MixHandler):
         self.chosen = self._pick() if self._should_mix() else None
         if self.chosen is None:
             self._mixed = mixed = mix_batch(None, self.learn.xb, self.learn.yb, self.old_lf)
-            self.mix, self.lam, self.yb1, self._in_batch = None, mixed.lam, None, False
+            self.mix, self.lam, self.yb1, self._in_batch, self._passes = None, mixed.lam, None, False, None
         else:
             self.chosen.before_batch()
             self._copy_chosen()
@@ -190,7 +201,8 @@ class OneOf(MixHandler):
     def _copy_chosen(self) -> None:
         """Copy the mix of the chosen method, for metrics and other callbacks."""
         chosen: Any = self.chosen
-        self._mixed, self.mix, self.lam, self.yb1 = chosen._mixed, chosen.mix, chosen.lam, chosen.yb1
+        self._mixed, self._passes = chosen._mixed, chosen._passes
+        self.mix, self.lam, self.yb1 = chosen.mix, chosen.lam, chosen.yb1
 
     def after_pred(self) -> None:
         """Do what the chosen method does."""
@@ -204,6 +216,13 @@ class OneOf(MixHandler):
         """Do what the chosen method does."""
         if self.chosen is not None:
             self.chosen("after_loss")  # which not every method has
+
+    def before_backward(self) -> None:
+        """Do what the chosen method does."""
+        if self.chosen is not None:
+            self.chosen.before_backward()
+        else:
+            super().before_backward()
 
     def after_backward(self) -> None:
         """Do what the chosen method does."""
@@ -226,7 +245,7 @@ def _only_draws(method: MixHandler) -> bool:
     if (
         method.stack_x
         or method.clean
-        or method._stack_y is not None
+        or not (method._stack_y is method.targets is method.inputs is None)
         or method.seed is not None
         or not method.per_sample
     ):

@@ -67,7 +67,10 @@ class OutputMixup(MixHandler):
             self.learn.pred = blend_floats(mix, self.learn.pred)
         super().after_pred()
 
+    def _is_mixed(self, pred: list[Tensor]) -> bool:
+        return super()._is_mixed(pred) if self.stack_x else self._passes.is_own(pred)
+
     def after_loss(self) -> None:
-        """Restore targets and loss: another pass over the inputs is not mixed."""
-        if not self.stack_x:
-            self._reset_batch()
+        """Restore the targets: another pass over the inputs is not mixed."""
+        if self._in_batch and not self.stack_x:
+            self._restore_targets()

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 from typing_extensions import Unpack
 
-from ..mix import Mix, send, tensors
+from ..draw import send
+from ..mix import Mix, tensors
 from ..options import MixOptions, Schedule, flag, with_options
 from .cut import box_mask
 from .hidden import ManifoldMixup, Pass
@@ -24,8 +25,10 @@ class PatchUp(ManifoldMixup):
     Args:
         alpha: Parameter of Beta(alpha, alpha), from which lam is drawn; > 0. May be a schedule.
         hard: Replace the box with the partner's; False: average inside of it, by another coefficient.
-        modules: Layers to choose from; None: those that :func:`hidden_layers` finds.
-        input_mixup: Choose the input too, if all inputs are floating-point.
+        modules: Layers to choose from; layers in a tuple are mixed together. None: those that :func:`hidden_layers`
+            finds and that return spatial positions.
+        input_mixup: Choose the input too, if all inputs to mix are floating-point.
+        verify: As in :class:`ManifoldMixup`.
         **kwargs: See :class:`MixHandler`.
 
     Shape:
@@ -38,26 +41,32 @@ class PatchUp(ManifoldMixup):
     Reference: https://arxiv.org/abs/2006.07794
     """
 
+    _cuts = True
+
     def __init__(
         self,
         alpha: float | Schedule = 2.0,
         *,
         hard: bool = False,
-        modules: Iterable[nn.Module] | None = None,
+        modules: Iterable[nn.Module | tuple[nn.Module, ...]] | None = None,
         input_mixup: bool = True,
+        verify: bool = True,
         **kwargs: Unpack[MixOptions],
     ):
         self.hard = flag("hard", hard)
-        super().__init__(alpha, modules=modules, input_mixup=input_mixup, **kwargs)
+        super().__init__(alpha, modules=modules, input_mixup=input_mixup, verify=verify, **kwargs)
 
     def _new_pass(self) -> Pass:
         return _BoxPass()
 
     def _choose_layer(self) -> None:
         mixed: Any = self._mixed
-        size = tensors(self.learn.xb)[0].shape[2:]
+        size = self.spatial_size(tensors(self.learn.xb)[0]) if self.targets is None else ()
         if dense := [tuple(y.shape) for y in mixed.original if size and y.shape[1:][-len(size) :] == size]:
-            raise ValueError(f"Expected targets of whole samples, got dense targets of shapes {dense}. Use CutMix")
+            raise ValueError(
+                f"Expected targets of whole samples, got dense targets of shapes {dense}. Use CutMix, "
+                "or say what becomes of them (targets=...)"
+            )
         n, device = len(mixed.lam) if self.per_sample and not mixed.one_lam else 1, mixed.lam.device
         center = torch.from_numpy(self.rng.random((3, n), np.float32))
         self._pass.center = send(center, device).expand(3, len(mixed.lam))
@@ -69,7 +78,7 @@ class PatchUp(ManifoldMixup):
     def after_pred(self) -> None:
         """Check that every candidate ran once, and mix the targets by the lam of the layer that was mixed."""
         if self._pass.mix is not None and self.mixed_layer is not None and self._mixed is not None:
-            self._mixed.check(self.learn.yb, self.old_lf, self.order)
+            self._mixed.check(self.learn.yb, self.old_lf)
             self._use(self._pass.used[self._pass.at])
         super().after_pred()
 
@@ -94,6 +103,9 @@ class _BoxPass(Pass):
         if self.inside is not None:
             mask = torch.where(mask, 1.0, self.inside.view(-1, *[1] * len(size)))
         return Mix(self.mix.partner, mask)
+
+    def accepts(self, shapes: Any) -> bool:
+        return any(3 <= len(shape) <= 5 for shape in shapes)
 
     def check(self, nest: Any) -> torch.Size:
         shapes = [t.shape for t in tensors(nest)]

@@ -1,0 +1,106 @@
+"""What a method draws for a batch, and when it does: alpha, prob, start and stop."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from fastai.torch_core import rank_distrib
+from torch import Tensor
+from torch.distributions import Beta
+
+from .draw import new_rng, sample_lam, sample_partner
+from .lifecycle import OnOneLearner
+from .mix import Mix
+from .options import Schedule, alpha_now, moment, prob_now, schedule_or, shown
+from .pairing import sample_partner_by_targets
+
+
+class Drawing(OnOneLearner):
+    """A callback that draws pairings and masks; its alpha and probability may follow the progress of a fit."""
+
+    alpha: Any
+    prob: Any
+    start: Any
+    stop: Any
+    fold: bool
+    pair: Any
+    seed: int | None
+    spatial_dims: int | None
+    _rng: np.random.Generator | None = None
+    _drawn_for: tuple[tuple, Any] = (), None  # how `draw(x)`, whose signature is public, sees targets and loss
+
+    def _set_times(
+        self, alpha: float | Schedule, prob: float | Schedule, start: int | float | None, stop: int | float | None
+    ) -> None:
+        self.alpha, self.prob = schedule_or(alpha_now, alpha), schedule_or(prob_now, prob)
+        self._check_alpha()
+        self.start, self.stop = moment("start", start), moment("stop", stop)
+        both = None not in (start, stop) and type(self.start) is type(self.stop)
+        if both and (self.start < 0) == (self.stop < 0) and self.start >= self.stop:
+            raise ValueError(f"start must be before stop, got start={start!r} and stop={stop!r}")
+
+    def draw(self, x: Tensor) -> Mix:
+        """Return the mix of a batch with first input `x`, on its device: here, one that averages.
+
+        Tensor subclasses are disabled inside `draw`: operations on a `TensorImage` return plain tensors.
+        """
+        return Mix(self.draw_partner(x), self.draw_lam(x))
+
+    def spatial_size(self, x: Tensor) -> torch.Size:
+        """Return the lengths of the spatial axes of `x`."""
+        return x.shape[2:] if self.spatial_dims is None else x.shape[1:][-self.spatial_dims :]
+
+    def draw_partner(self, x: Tensor) -> Tensor:
+        """Draw the partner of each sample of `x`, ``(B,)``, on its device."""
+        if self.pair is None:
+            return sample_partner(len(x), x.device, rng=self.rng)
+        return sample_partner_by_targets(self.pair, self._drawn_for[0], len(x), self.rng)
+
+    def draw_lam(self, x: Tensor, device: torch.device | str | None = None) -> Tensor:
+        """Draw the mixing coefficient of each sample of `x`, ``(B,)``, on its device or the one that is given."""
+        alpha: Any = self._scheduled_alpha() if callable(self.alpha) else self.alpha
+        return sample_lam(alpha, len(x), self.fold, device or x.device, rng=self.rng)
+
+    @property
+    def rng(self) -> np.random.Generator:
+        """The callback's random generator. Several processes draw differently from one seed."""
+        if self._rng is None:
+            seed = int(new_rng().integers(2**63)) if self.seed is None else self.seed
+            self._rng = new_rng(seed, rank_distrib())
+        return self._rng
+
+    @property
+    def distrib(self) -> Beta:
+        """torch's Beta(alpha, alpha), for subclasses written for fastai; mixaug draws from `rng`."""
+        alpha = torch.tensor(self._scheduled_alpha() if callable(self.alpha) else self.alpha)
+        return Beta(alpha, alpha)
+
+    def _check_alpha(self) -> None:
+        if schedule_or(alpha_now, self.alpha) == 0:
+            raise ValueError(f"alpha must be a finite number > 0, got {self.alpha!r}. Use prob=0 to disable mixing")
+
+    def _scheduled_alpha(self) -> float:
+        schedule: Any = self.alpha
+        if self.learn is None:
+            raise ValueError(
+                f"alpha must be a number where no fit tells the progress, got the schedule {shown(schedule)}. Set a "
+                "number first: method.alpha = schedule(0.5)"
+            )
+        return alpha_now(schedule(self.learn.pct_train))
+
+    def _should_mix(self) -> bool:
+        """Return whether this batch is mixed, by the progress of the training and by chance."""
+        if self.learn is None:
+            return True
+        begun = self.start is None or self._reached(self.start)
+        if not begun or (self.stop is not None and self._reached(self.stop)):
+            return False
+        if callable(self.alpha) and self._scheduled_alpha() == 0:
+            return False
+        prob: Any = prob_now(self.prob(self.learn.pct_train)) if callable(self.prob) else self.prob
+        return prob == 1 or (prob > 0 and self.rng.random() < prob)  # do not draw if prob is 0 or 1
+
+    def _reached(self, when: int | float) -> bool:
+        if isinstance(when, float):
+            return self.learn.pct_train >= when
+        return self.learn.epoch >= (when if when >= 0 else self.learn.n_epoch + when)

@@ -1,0 +1,139 @@
+"""What becomes of each input and each target: what the user says, else what dtype and shape say."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .mix import Mix, like, map_tensors, same
+
+if TYPE_CHECKING:
+    from .handler import MixHandler
+
+
+def mixed_inputs(xb: tuple, rules: tuple, mix: Mix) -> tuple:
+    """Return inputs, each mixed by its rule."""
+    mixed = []
+    for x, rule in zip(xb, rules, strict=True):
+        if callable(rule):
+            mixed.append(rule(mix, x))
+        else:
+            mixed.append(x if rule == "keep" else map_tensors(mix.blend, x))
+    return tuple(mixed)
+
+
+def mixed_targets(yb: tuple, rules: tuple, mix: Mix, loss_func: Any) -> tuple:
+    """Return targets, each mixed by its rule."""
+    mixed: list[Any] = []
+    for y, rule in zip(yb, rules, strict=True):
+        if callable(rule):
+            mixed.append(rule(mix, y))
+        elif rule in ("loss", "keep"):
+            mixed.append(y)
+        else:
+            y = like(y, y.float()) if _floats(y, loss_func) and not y.is_floating_point() else y
+            mixed.append(mix.masked(y) if rule == "mask" else Mix(mix.partner, mix.lam).blend(y))
+    return tuple(mixed)
+
+
+def is_equal(a: Tensor, b: Tensor) -> bool:
+    """Return whether tensors have the same values, NaN among them."""
+    return same(a, b) or (a.shape == b.shape and bool(((a == b) | (a != a) & (b != b)).all()))
+
+
+def is_changed(now: Tensor, y: Tensor, rule: Any) -> bool:
+    """Return whether another callback changed a target so that it does not fit the mix."""
+    if same(now, y):
+        return False
+    if now.shape[:1] != y.shape[:1] or (now.is_floating_point() != y.is_floating_point() and rule != "mask"):
+        return True
+    return rule == "loss" and not is_equal(now, y)  # the partners' targets are not changed with it
+
+
+def each(name: str, rules: Any, batch: tuple) -> tuple:
+    """Return a rule for each tensor of a batch."""
+    if not isinstance(rules, tuple):
+        return (rules,) * len(batch)
+    if len(rules) != len(batch):
+        raise ValueError(f"{name} must have a rule for each of {len(batch)} {name}, got {rules!r}")
+    return rules
+
+
+def _floats(y: Tensor, loss_func: Any) -> bool:
+    """Return whether the loss gets floats: fastai's regression losses convert integers."""
+    return y.is_floating_point() or bool(getattr(loss_func, "floatify", False))
+
+
+def rule_for(y: Tensor, rule: Any, mix: Mix, method: "MixHandler", loss_func: Any) -> Any:
+    """Return what becomes of a target: what the user says, else what its class, dtype and shape say."""
+    shape, spatial = tuple(y.shape), mix.mask.ndim - 1
+    if callable(rule) or rule in ("loss", "average", "keep"):
+        return rule
+    cuts, floats = bool(spatial), _floats(y, loss_func)
+    if rule == "mask":
+        if y.ndim <= spatial:
+            raise ValueError(
+                f'Expected targets (B, ..., *size) with {spatial} spatial axes for targets="mask", got shape {shape}. '
+                'Use targets="average" or "loss"'
+            )
+        if not cuts:
+            return "average" if floats else "loss"
+        return _require_bool(y, mix, floats)
+    _refuse_coordinates(y, method._cuts or cuts)
+    covered = cuts and mix.covers(y)
+    if method._stack_y or (method._stack_y is None and not floats and not covered):
+        return "loss"
+    if covered and _is_ambiguous(y, mix):
+        raise ValueError(
+            f"Expected targets for each position or for the sample, got shape {shape} beside a mask of shape "
+            f'{tuple(mix.mask.shape)}, which may be either. Say which: targets="mask" for a value at each position, '
+            f'targets="{"average" if floats else "loss"}" for values of the sample'
+        )
+    if covered:
+        _require_bool(y, mix, floats)
+    guessed = None
+    if cuts and y.ndim > 2 and not covered:
+        guessed = "averaged by lam"
+    elif covered and spatial == 1 and y.shape[-1] != mix.mask.shape[1]:  # a forecast has other positions than the past
+        guessed = "cut at their own resolution"
+    if guessed:
+        method._warn_once(
+            f"Targets of shape {shape} are {guessed}, as inputs are cut by a mask of shape {tuple(mix.mask.shape)}. "
+            'Say targets="average", targets="mask" or a function; spatial_dims says how many last axes are positions'
+        )
+    return "mask" if covered else "average"
+
+
+def _require_bool(y: Tensor, mix: Mix, floats: bool) -> str:
+    """Return the rule "mask"; raise an error for class indices that would be averaged."""
+    if floats or mix.mask.dtype == torch.bool:
+        return "mask"
+    raise ValueError(
+        f"Expected a bool mask to mix class indices at each position, got targets of shape {tuple(y.shape)} and a mask "
+        'that averages position by position. Use OneOf with per_sample=False, or targets="loss"'
+    )
+
+
+def _refuse_coordinates(y: Tensor, cuts: bool) -> None:
+    """Raise an error for targets that are coordinates, which cannot be mixed."""
+    kinds = {c.__name__ for c in type(y).__mro__}
+    if kinds & {"TensorBBox", "BoundingBoxes"}:
+        raise TypeError(
+            "Expected targets that can be mixed, got bounding boxes: an average of two boxes surrounds nothing. Train "
+            "without mixing, or say what becomes of them (targets=...)"
+        )
+    if cuts and kinds & {"TensorPoint", "KeyPoints"}:
+        raise TypeError(
+            "Expected targets that can be cut, got points: they may be in the part of an image that is replaced. Use "
+            "MixUp, or say what becomes of them (targets=...)"
+        )
+
+
+def _is_ambiguous(y: Tensor, mix: Mix) -> bool:
+    """Return whether a target that the mask covers may be of the whole sample: labels, heads, a small matrix."""
+    size = mix.mask.shape[1:]
+    now, channels = y.shape[y.ndim - len(size) :], y.shape[1 : y.ndim - len(size)]
+    if len(size) == 1:
+        frames_first = len(channels) == 1 and channels[0] >= now[0] and mix.covers(y.transpose(1, 2))
+        return y.ndim == 2 or (now != size and frames_first)
+    return now != size and not channels and y.is_floating_point() and max(now) <= 4

@@ -1,0 +1,70 @@
+"""Tests of the loss on the first mixed batch: what the combination of two losses relies on."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from fastai.callback.core import Callback as FastaiCallback
+from torch import Tensor
+
+from .batch import MixedBatch
+from .mix import map_tensors
+
+
+def verify_loss(loss_func: Callable, pred: Any, yb: tuple, mixed: MixedBatch) -> bool:
+    """Return whether a loss was seen to depend on its targets; False if this batch cannot tell.
+
+    Args:
+        loss_func: The user's loss.
+        pred: The prediction of a mixed batch.
+        yb: The targets of the batch.
+        mixed: The batch.
+
+    Raises:
+        ValueError: If the loss ignores its targets, or is that of another mixing callback.
+    """
+    owner = getattr(loss_func, "__self__", None)
+    with torch.no_grad():
+        if isinstance(owner, FastaiCallback):
+            _refuse_mixed(owner, loss_func, pred, yb)
+        partners = tuple(
+            y if callable(rule) or rule == "keep" else y1
+            for y, y1, rule in zip(yb, mixed.yb1, mixed.rules, strict=True)
+        )
+        if all(torch.equal(y, y1.to(y.dtype)) for y, y1 in zip(yb, partners, strict=True)):
+            return False
+        for p in (pred, _noisy(pred)):
+            value, other = loss_func(p, *yb), loss_func(p, *partners)
+            if not torch.equal(value, other):
+                return True
+        if not (value.isfinite() & (value != 0)).any():
+            return False
+    raise ValueError(
+        f"Expected a loss that depends on the targets it is given, got {loss_func}, with the same value for the "
+        "targets of the samples and for those of their partners. If the model computes its own loss, compute it in the "
+        'loss function instead, as in Learner(..., loss_func=lambda out, y: F.cross_entropy(out["logits"], y)); if '
+        'targets play no part in this training, say targets="keep"'
+    )
+
+
+def _noisy(pred: Any) -> Any:
+    """Return another prediction in the same range, since an untrained model may predict the same for all classes."""
+    rng = np.random.default_rng(0)
+
+    def change(t: Tensor) -> Tensor:
+        factor, zeros = (torch.from_numpy(rng.uniform(0.5, 1, t.shape)).to(t.device, t.dtype) for _ in range(2))
+        return torch.where(t == 0, zeros, t * factor) if t.is_floating_point() else t
+
+    return map_tensors(change, pred)
+
+
+def _refuse_mixed(owner: Any, loss_func: Callable, pred: Any, yb: tuple) -> None:
+    """Raise an error if a callback's loss knows more of the samples than it is given, as one that mixes does."""
+    turned = map_tensors(lambda t: t.roll(1, 0) if t.ndim and len(t) == len(yb[0]) else t, (pred, *yb))
+    value, other = loss_func(pred, *yb), loss_func(*turned)
+    if value.ndim == 0 and not torch.allclose(value, other, rtol=1e-3):
+        raise ValueError(
+            f"Expected one mixing callback, got the loss of another one, {type(owner).__module__}."
+            f"{type(owner).__qualname__}, whose value changes with the order of the samples. Use learn.remove_cb"
+        )
