@@ -15,6 +15,11 @@ from .torch_private import no_subclass
 if TYPE_CHECKING:
     from .handler import MixHandler
 
+MIX_LATER = (
+    "Give the mixing callback a higher order than that of the callback which changes this, as in `mixer.order = 50`: "
+    "then it mixes what is there"
+)
+
 
 @dataclass(frozen=True)
 class MixedBatch:
@@ -63,21 +68,17 @@ class MixedBatch:
 
     def check(self, yb: tuple, loss_func: Callable) -> None:
         """Raise an error if a callback after the mixing changed targets or loss too much."""
-        remedy = (
-            "Give the mixing callback a higher order than that of the callback which changes this, as in "
-            "`mixer.order = 50`: then it mixes what is there"
-        )
         replaced = "loss" in self.rules and loss_func is not self.loss_func
         if replaced and not (self.one_lam or examine(loss_func).average):
             raise ValueError(
                 "Expected a loss that is known to be an average (see mixaug.loss.is_average) once the batch is mixed, "
-                f"got {loss_func}. {remedy}; or use per_sample=False"
+                f"got {loss_func}. {MIX_LATER}; or use per_sample=False"
             )
         each = zip(yb, self.yb, self.rules, strict=False)
         if len(yb) != len(self.yb) or any(is_changed(now, y, rule) for now, y, rule in each):
             raise TypeError(
                 f"Expected the targets that were mixed, of {[(str(y.dtype), tuple(y.shape)) for y in self.yb]}, got "
-                f"others, of {[(str(y.dtype), tuple(y.shape)) for y in yb]}. {remedy}"
+                f"others, of {[(str(y.dtype), tuple(y.shape)) for y in yb]}. {MIX_LATER}"
             )
 
     def for_metrics(self, yb: tuple) -> tuple:

@@ -6,7 +6,7 @@ from weakref import ref
 import torch
 from torch import Tensor
 
-from .batch import MixedBatch
+from .batch import MIX_LATER, MixedBatch
 from .graph import descends, functions
 from .lifecycle import OwnHook
 from .mix import same, tensors
@@ -34,9 +34,13 @@ class Passes:
         self.pred, self.targets = tensors(pred), tuple(yb)
         self.known.append(self.targets)
 
-    def begins(self, inputs: Any) -> None:
-        """Take down that a pass over these inputs begins."""
-        given, mixed = tensors(inputs), tensors(self.mixed_xb)
+    def begins(self, inputs: Any, xb: tuple) -> None:
+        """Take down that a pass over these inputs begins; `xb` is the batch as the last callback left it."""
+        given, mixed, now = tensors(inputs), tensors(self.mixed_xb), tensors(xb)
+        if len(now) == len(mixed) and any(x is t for x in given for t in now):
+            sizes = [[len(t) for t in some if t.ndim] for some in (mixed, now)]
+            if sizes[0] != sizes[1]:
+                raise ValueError(f"Expected {sizes[0]} samples, as were mixed, got {sizes[1]}. {MIX_LATER}")
         unmixed = [x for x in tensors(self.xb) if not any(x is t for t in mixed)]
         self.saw_unmixed = any(same(x, t) for x in unmixed for t in given)
 
@@ -77,7 +81,7 @@ class Watch(OwnHook):
     def __call__(self, module: Any, args: Any, kwargs: Any) -> None:
         mixer = None if torch.compiler.is_compiling() else self.mixer()
         if mixer is not None and mixer._passes is not None:
-            mixer._passes.begins((args, kwargs))
+            mixer._passes.begins((args, kwargs), mixer.learn.xb)
 
     def __deepcopy__(self, memo: dict) -> "Watch":
         return self

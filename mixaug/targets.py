@@ -18,7 +18,7 @@ def mixed_inputs(xb: tuple, rules: tuple, mix: Mix) -> tuple:
         if callable(rule):
             mixed.append(rule(mix, x))
         else:
-            mixed.append(x if rule == "keep" else map_tensors(mix.blend, x))
+            mixed.append(x if rule == "keep" else map_tensors(lambda t: mix.blend(t) if t.ndim else t, x))
     return tuple(mixed)
 
 

@@ -27,7 +27,7 @@ def verify_loss(loss_func: Callable, pred: Any, yb: tuple, mixed: MixedBatch) ->
     owner = getattr(loss_func, "__self__", None)
     with torch.no_grad():
         if isinstance(owner, FastaiCallback):
-            _refuse_mixed(owner, loss_func, pred, yb)
+            _refuse_mixed(owner, loss_func, _noisy(pred), yb)
         partners = tuple(
             y if callable(rule) or rule == "keep" else y1
             for y, y1, rule in zip(yb, mixed.yb1, mixed.rules, strict=True)
@@ -63,7 +63,7 @@ def _refuse_mixed(owner: Any, loss_func: Callable, pred: Any, yb: tuple) -> None
     """Raise an error if a callback's loss knows more of the samples than it is given, as one that mixes does."""
     turned = map_tensors(lambda t: t.roll(1, 0) if t.ndim and len(t) == len(yb[0]) else t, (pred, *yb))
     value, other = loss_func(pred, *yb), loss_func(*turned)
-    if value.ndim == 0 and not torch.allclose(value, other, rtol=1e-3):
+    if value.ndim == 0 and not torch.allclose(value, other, rtol=100 * torch.finfo(value.dtype).eps):
         raise ValueError(
             f"Expected one mixing callback, got the loss of another one, {type(owner).__module__}."
             f"{type(owner).__qualname__}, whose value changes with the order of the samples. Use learn.remove_cb"

@@ -1,0 +1,375 @@
+"""Several passes, several losses, and other callbacks in one batch: exact, or an error that says what to do."""
+
+import copy
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from common import BS, C, N, classes, cnn, every_method, images, learner, no_hooks, on, trained
+from fastai.callback.core import Callback
+from fastai.torch_core import to_detach
+from reference import close, slow_loss
+from torch import nn
+
+from mixaug import CutMix, ManifoldMixup, MixUp, OneOf, OutputMixup, PatchUp
+
+
+def hidden(alpha=8, **options):
+    return ManifoldMixup(alpha, input_mixup=False, **options)
+
+
+METHODS = {"MixUp": MixUp, "CutMix": CutMix, "OutputMixup": OutputMixup, "hidden": hidden,
+           "OneOf": lambda alpha=8: OneOf(MixUp(alpha), hidden(alpha), OutputMixup(alpha))}  # fmt: skip
+methods = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+
+
+class Kept(Callback):
+    """Keeps the batch as another callback sees it, before (order < 0) or after the mixing."""
+
+    def __init__(self, order):
+        self.order = order
+
+    def before_batch(self):
+        self.inputs, self.targets = self.learn.xb, self.learn.yb
+
+
+def mean_loss(loss, pred, row):
+    """Return the loss of a prediction of the mixed batch, by the formula."""
+    if row.y0[0].is_floating_point():
+        lam = row.lam.view(-1, *[1] * (row.y0[0].ndim - 1))
+        return loss(pred, lam * row.y0[0] + (1 - lam) * row.partners[0])
+    return slow_loss(pred, row.y0, row.partners, row.lam, loss)
+
+
+@methods
+@pytest.mark.parametrize("event", ["after_loss", "before_step"])
+@pytest.mark.parametrize("held", [-1, 60, None])
+@pytest.mark.parametrize("continuous", [False, True])
+@pytest.mark.parametrize("twin", [False, True])
+def test_a_second_pass_over_the_batch_has_the_loss_of_what_it_is(method, event, held, continuous, twin):
+    """As sharpness-aware steps make it: targets read before the mixing, after it, or when they are used."""
+    kept, seen = Kept(held or 60), []
+
+    def again(learn):
+        if learn.training:
+            model = copy.deepcopy(learn.model) if twin else learn.model
+            pred = model(*learn.xb)
+            yb = learn.yb if held is None else kept.targets
+            seen.append((learn.loss_func(pred, *yb).detach(), pred.detach()))
+
+    y, loss = (torch.rand(N, C), nn.MSELoss()) if continuous else (classes(), nn.CrossEntropyLoss())
+    learn = trained(method(8), y=y, loss=loss, cbs=[kept, on(event, again, 60)], fit=(2, 0.01))
+    for row, (value, pred) in zip(learn.spy.batches, seen, strict=True):
+        close(value, mean_loss(loss, pred, row) if row.place == "input" else loss(pred, *row.y0))
+
+
+@methods
+def test_a_pass_over_the_unmixed_inputs_has_the_unmixed_loss(method):
+    """A consistency loss, or RegMixup by hand: inputs that a callback kept before they were mixed."""
+    kept, seen = Kept(-1), []
+
+    def both(learn):
+        if learn.training:
+            clean = learn.model(*kept.inputs)
+            values = [learn.loss_func(p, *learn.yb) for p in (clean, learn.pred, clean)][:2]
+            seen.append([to_detach(t) for t in (clean, *values)])
+
+    loss = nn.CrossEntropyLoss()
+    learn = trained(method(8), loss=loss, cbs=[kept, on("after_loss", both, 60)], fit=(2, 0.01))
+    for row, (clean, value, again) in zip(learn.spy.batches, seen, strict=True):
+        close(value, loss(clean, *row.y0))
+        close(again, row.loss)
+
+
+class TwoHeads(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.main, self.aux = nn.Sequential(nn.Flatten(), nn.Linear(60, 8)), nn.Linear(8, C), nn.Linear(8, C)
+
+    def forward(self, x):
+        h = self.body(x).relu()
+        return self.main(h), self.aux(h)
+
+
+@methods
+@pytest.mark.parametrize("second", [False, True])
+def test_an_auxiliary_loss_on_a_part_of_the_prediction_is_mixed(method, second):
+    """Also once another pass was made, and of what was computed from the part."""
+    parts, seen = {}, []
+
+    def add(learn):
+        if learn.training:
+            if second:
+                learn.model(*learn.xb)
+            value = learn.loss_func(parts["aux"] * 2, *learn.yb)
+            learn.loss_grad = learn.loss_grad + 0.3 * value
+            seen.append((value.detach(), parts["aux"].detach()))
+
+    class Take(Callback):
+        order = 60
+
+        def after_pred(self):
+            parts["aux"], self.learn.pred = self.pred[1], self.pred[0]
+
+    cbs, model = [Take(), on("after_loss", add, 61)], TwoHeads()
+    learn = trained(method(8), model=model, cbs=cbs, fit=(2, 0.01))
+    for row, (value, aux) in zip(learn.spy.batches, seen, strict=True):
+        close(value, slow_loss(2 * aux, row.y0, row.partners, row.lam))
+
+
+@methods
+def test_a_loss_on_features_is_mixed_behind_the_mixed_layer_and_unmixed_in_front_of_it(method):
+    """Deep supervision by hooks. What is in front of a mixed hidden layer, or of the prediction, is not mixed."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(60, C), nn.Tanh(), nn.Linear(C, C), nn.Tanh(), nn.Linear(C, C))
+    features, seen = {}, []
+    for name in ("1", "4"):
+        model[int(name)].register_forward_hook(lambda m, args, out, name=name: features.update({name: out}))
+
+    def add(learn):
+        if learn.training:
+            losses = {name: learn.loss_func(features[name], *learn.yb).detach() for name in features}
+            seen.append((losses, {name: t.detach() for name, t in features.items()}))
+
+    learn = trained(method(8), model=model, cbs=[on("after_loss", add, 60)], fit=(4, 0.01))
+    for row, (losses, kept) in zip(learn.spy.batches, seen, strict=True):
+        for name, value in losses.items():
+            mixed = row.place == "input" or (row.place != "output" and int(row.place) < int(name))
+            expected = slow_loss(kept[name], row.y0, row.partners, row.lam)
+            close(value, expected if mixed else F.cross_entropy(kept[name], *row.y0))
+
+
+@methods
+def test_a_body_without_gradients(method):
+    model = cnn()
+    for p in model[:4].parameters():
+        p.requires_grad_(False)
+    learn = trained(method(8), model=model, fit=(2, 0.01))
+    for row in learn.spy.batches:
+        close(row.loss, slow_loss(row.pred, row.y0, row.partners, row.lam))
+
+
+@every_method
+def test_another_loss_of_other_targets_is_the_users(method):
+    seen, pseudo = [], classes(n=BS)
+    call = on(
+        "after_loss", lambda learn: seen.append(learn.loss_func(learn.pred, pseudo)) if learn.training else None, 60
+    )
+    (row,) = trained(method(8), images(n=BS), cbs=[call]).spy.batches
+    close(seen[0].detach(), F.cross_entropy(row.pred, pseudo))
+
+
+def test_a_copy_of_the_targets_is_told_by_its_values():
+    kept, seen = Kept(-1), []
+    call = on("after_loss", lambda learn: seen.append(learn.loss_func(learn.pred, kept.targets[0].clone())), 60)
+    (row,) = trained(MixUp(8), images(n=BS), cbs=[kept, call]).spy.batches
+    close(seen[0].detach(), row.loss)
+
+
+def test_targets_by_keyword_raise_type_error():
+    class Named(nn.CrossEntropyLoss):
+        def forward(self, pred, target):
+            return F.cross_entropy(pred, target)
+
+    call = on("after_loss", lambda learn: learn.loss_func(learn.pred, target=learn.yb[0]), 60)
+    with pytest.raises(TypeError, match="by position"):
+        trained(MixUp(per_sample=False), loss=Named(), cbs=[call])
+
+
+# Other callbacks that change what was mixed
+
+
+@methods
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        (lambda learn: {"yb": ((learn.yb[0] + 1) % C,)}, TypeError),
+        (lambda learn: {"yb": (learn.yb[0][:4],), "xb": (learn.xb[0][:4],)}, (TypeError, ValueError)),
+        (lambda learn: {"xb": (learn.xb[0][:4],)}, (TypeError, ValueError)),
+    ],
+)
+def test_what_does_not_fit_the_mix_any_more_raises_an_error_that_names_the_order(method, change, error):
+    def put(learn):
+        for name, value in change(learn).items() if learn.training else ():
+            setattr(learn, name, value)
+
+    learn = learner(method(8), cbs=[on("before_batch", put, 5)])
+    with pytest.raises(error, match="order"):
+        learn.fit(1)
+    assert no_hooks(learn.model)
+
+
+@pytest.mark.parametrize("method", [MixUp, CutMix, OutputMixup, hidden, PatchUp])
+def test_the_order_that_the_error_names_helps(method):
+    def put(learn):
+        if learn.training:
+            learn.yb = ((learn.yb[0] + 1) % C,)
+
+    cb = method(8)
+    cb.order = 50
+    learn = learner(cb, cbs=[on("before_batch", put, 5)])
+    learn.spy.order, learn.original.order = 60, 49
+    learn.fit(1)
+    for row in learn.spy.batches:
+        close(row.loss, slow_loss(row.pred, row.y0, row.partners, row.lam))
+
+
+def test_equal_targets_of_another_dtype_are_no_change():
+    put = on("before_batch", lambda learn: setattr(learn, "yb", (learn.yb[0].to(torch.int32).long().clone(),)), 5)
+    for row in trained(MixUp(8), cbs=[put]).spy.batches:
+        close(row.loss, slow_loss(row.pred, row.y0, row.partners, row.lam))
+
+
+@methods
+@pytest.mark.parametrize(
+    ("event", "put", "match"),
+    [
+        ("after_pred", lambda learn: setattr(learn, "loss_func", nn.CrossEntropyLoss()), "nothing called"),
+        ("after_loss", lambda learn: setattr(learn, "loss_grad", F.cross_entropy(learn.pred, *learn.yb)), "replaced"),
+    ],
+)
+def test_a_loss_in_the_place_of_the_mixed_one_raises_runtime_error(method, event, put, match):
+    learn = learner(method(8), cbs=[on(event, lambda learn: put(learn) if learn.training else None, 60)])
+    with pytest.raises(RuntimeError, match=f"{match}.*order"):
+        learn.fit(1)
+
+
+@methods
+def test_losses_that_are_made_of_the_mixed_one_are_trained_on(method):
+    def add(learn):
+        if learn.training:
+            learn.loss_grad = (learn.loss_grad / 2 + learn.pred.square().mean()) * 3
+
+    trained(method(8), cbs=[on("after_loss", add, 60)])
+
+
+# Losses that ignore their targets
+
+
+class Own(nn.Module):
+    """Computes its own loss, of labels in its input."""
+
+    def __init__(self, zero=False):
+        super().__init__()
+        self.body, self.head = nn.Linear(60, 8), nn.Linear(8, C)
+        if zero:
+            nn.init.zeros_(self.head.weight)
+            nn.init.zeros_(self.head.bias)
+
+    def forward(self, x, labels):
+        logits = self.head(self.body(x.flatten(1)).relu())
+        return {"logits": logits, "loss": F.cross_entropy(logits, labels)}
+
+
+IGNORE = lambda out, y: out["loss"]  # noqa: E731
+USE = lambda out, y: F.cross_entropy(out["logits"], y)  # noqa: E731
+
+
+@pytest.mark.parametrize("zero", [False, True])
+@pytest.mark.parametrize("method", [hidden, OutputMixup, partial(MixUp, inputs=("mix", "keep"))])
+def test_a_model_that_computes_its_own_loss_raises_value_error(method, zero):
+    y, cb = classes(), method(1, per_sample=False)
+    with pytest.raises(ValueError, match=r'targets it is given.*loss_func=lambda out, y.*targets="keep"'):
+        trained(cb, (images(), y), y, Own(zero), IGNORE)
+    trained(cb, (images(), y), y, Own(zero), USE)
+    cb.targets = "keep"
+    trained(cb, (images(), y), y, Own(zero), IGNORE)
+
+
+LOSSES = {
+    "logits that are all zero": (nn.CrossEntropyLoss(), classes(), nn.Linear(60, C)),
+    "probabilities of a half": (
+        nn.BCELoss(),
+        classes(C, high=2).float(),
+        nn.Sequential(nn.Linear(60, C), nn.Sigmoid()),
+    ),
+    "one class": (nn.CrossEntropyLoss(), torch.zeros(N, dtype=torch.int64), nn.Linear(60, C)),
+    "unknown labels": (nn.CrossEntropyLoss(ignore_index=0, reduction="sum"), classes() * 0, nn.Linear(60, C)),
+    "a black box": (lambda pred, y: F.cross_entropy(pred, y) ** 2, classes(), nn.Linear(60, C)),
+}
+
+
+@every_method
+@pytest.mark.parametrize(("loss", "y", "head"), LOSSES.values(), ids=LOSSES)
+def test_losses_that_use_their_targets_raise_nothing(method, loss, y, head):
+    linear = head if isinstance(head, nn.Linear) else head[0]
+    nn.init.zeros_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    model = nn.Sequential(nn.Conv2d(2, 2, 1), nn.Flatten(), head)
+    for row in trained(method(8), y=y, model=model, loss=loss).spy.batches:
+        assert row.loss.isfinite()
+
+
+def test_the_loss_is_tested_once_a_fit_and_its_state_is_the_originals():
+    class Counting(nn.Module):
+        calls = 0
+
+        def forward(self, pred, y):
+            self.calls, self.last = self.calls + 1, y
+            return F.cross_entropy(pred, y)
+
+    loss = Counting()
+    look = on("after_loss", lambda learn: torch.testing.assert_close(loss.last, learn.y), 60)
+    learn = learner(MixUp(per_sample=False), images(n=3 * BS), loss=loss, cbs=[look])
+    learn.fit(1)
+    assert loss.calls == 2 + 2 * 3 + 3  # the test, both targets of each batch, validation
+
+
+# Another library's mixing callback
+
+
+class Theirs(Callback):
+    """As other libraries mix: it puts its own method in the place of the loss."""
+
+    order = 0
+
+    def before_train(self):
+        self.old, self.learn.loss_func = self.learn.loss_func, self.loss
+
+    def after_train(self):
+        self.learn.loss_func = self.old
+
+    def before_batch(self):
+        if self.training:
+            self.shuffle, self.lam = torch.randperm(len(self.y)), 0.7
+            self.learn.xb = (self.lam * self.x + (1 - self.lam) * self.x[self.shuffle],)
+            self.yb1 = self.y[self.shuffle]
+
+    def loss(self, pred, y):
+        return self.lam * F.cross_entropy(pred, y) + (1 - self.lam) * F.cross_entropy(pred, self.yb1)
+
+
+class Scaled(Theirs):
+    """No mixing callback: its method computes a loss of what it is given."""
+
+    def before_batch(self):
+        pass
+
+    def loss(self, pred, y):
+        return 2 * F.cross_entropy(pred, y)
+
+
+@methods
+@pytest.mark.parametrize("order", [-1, 5])
+def test_the_mixing_callback_of_another_library_is_found_by_what_its_loss_does(method, order):
+    theirs, harmless = Theirs(), Scaled()
+    theirs.order = harmless.order = order
+    mixer = method(8)
+    for part in (mixer, *getattr(mixer, "methods", ())):
+        part.per_sample = isinstance(part, OneOf)
+    with pytest.raises(ValueError, match=r"test_passes\.Theirs.*remove_cb"):
+        trained(mixer, cbs=[theirs])
+    for row in trained(mixer, cbs=[harmless]).spy.batches:
+        lam = row.lam[0]
+        close(
+            row.loss,
+            2 * (lam * F.cross_entropy(row.pred, *row.y0) + (1 - lam) * F.cross_entropy(row.pred, *row.partners)),
+        )
+
+
+def test_a_partial_of_the_loss_is_examined_like_the_loss():
+    learn = trained(MixUp(8), loss=partial(F.cross_entropy, label_smoothing=0.2))
+    for row in learn.spy.batches:
+        loss = partial(F.cross_entropy, label_smoothing=0.2)
+        close(row.loss, slow_loss(row.pred, row.y0, row.partners, row.lam, loss))
+    assert isinstance(learn.loss_func, partial)
