@@ -115,7 +115,7 @@ class TestPatchUp:
             trained(PatchUp(hard=hard, modules=[model[3]]), model=model)
         learn = trained(PatchUp(hard=hard), model=model)  # finds the others
         assert list(learn.patch_up.hidden_layers) == ["0"]
-        for y in (classes(5, 6), torch.rand(N, C, 5, 6)):
+        for y in (classes(5, 6), torch.rand(N, C, 5, 6), classes(10, 12)):
             with pytest.raises(ValueError, match="CutMix"):
                 trained(PatchUp(hard=hard, modules=[model[0]]), y=y, model=model, loss=lambda pred, y: pred.sum())
 

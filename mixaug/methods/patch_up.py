@@ -61,8 +61,10 @@ class PatchUp(ManifoldMixup):
 
     def _choose_layer(self) -> None:
         mixed: Any = self._mixed
-        size = self.spatial_size(tensors(self.learn.xb)[0]) if self.targets is None else ()
-        if dense := [tuple(y.shape) for y in mixed.original if size and y.shape[1:][-len(size) :] == size]:
+        x = tensors(self.learn.xb)[0]
+        positions = Mix(mixed.mix.partner, x.new_empty(1, *self.spatial_size(x)))
+        at_positions = self.targets is None and positions.mask.ndim > 1
+        if dense := [tuple(y.shape) for y in mixed.original if at_positions and positions.covers(y)]:
             raise ValueError(
                 f"Expected targets of whole samples, got dense targets of shapes {dense}. Use CutMix, "
                 "or say what becomes of them (targets=...)"
@@ -99,6 +101,13 @@ class _BoxPass(Pass):
 
     def mix_for(self, nest: Any) -> Mix:
         size = self.check(nest)
+        # Compiled, all layers are mixed, most of them with a mask of ones
+        before = None if torch.compiler.is_compiling() else (*self.used, None)[self.at]
+        if before is not None and before.mask.shape[1:] != size:
+            raise ValueError(
+                f"Expected layers that are mixed together to have the same spatial size, got {tuple(size)} and "
+                f"{tuple(before.mask.shape[1:])}. Choose other layers (modules=[...])"
+            )
         mask = box_mask(self.mix.mask, size, self.center[: len(size)])
         if self.inside is not None:
             mask = torch.where(mask, 1.0, self.inside.view(-1, *[1] * len(size)))
