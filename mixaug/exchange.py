@@ -59,9 +59,14 @@ class Exchange(Trial):
         self.functions: dict[nn.Module, list[Any]] = {}  # of the graph, of each run
         try:
             self._record()
-        except BaseException:
+        except BaseException as error:
             self.__exit__()
-            raise
+            if not isinstance(error, Exception):
+                raise
+            raise RuntimeError(
+                f"Expected a model that runs on {self.n} samples, to test which hidden layers may be mixed, got "
+                f"{error!r}. Say verify=False to mix the layers that you name without a test (modules=[...])"
+            ) from error
         return self
 
     # By the graph of autograd
@@ -183,7 +188,10 @@ class Exchange(Trial):
         """Return whether predictions are those of the samples in another order, as far as samples differ."""
         for now, own in zip(got, plain, strict=True):
             wanted = own[order]
-            error, difference = ((a - wanted).masked_fill(a == wanted, 0).abs().max() for a in (now, own))
+            same = [(a == wanted) | (a.isnan() & wanted.isnan()) for a in (now, own)]
+            error, difference = (
+                (a - wanted).masked_fill(s, 0).abs().max() for a, s in zip((now, own), same, strict=True)
+            )
             noise = 100 * torch.finfo(own.dtype).eps * wanted.nan_to_num(0, 0, 0).abs().max()
             if not error <= torch.maximum(0.01 * difference, noise):
                 return False

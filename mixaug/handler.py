@@ -222,8 +222,8 @@ class MixHandler(Drawing):
 
     def _loss_for_fastai(self, loss_func: Callable[..., Tensor], pred: Any, yb: tuple) -> Callable[[], Tensor]:
         """Return the loss of a subclass that was written for fastai, which sets `yb1` and `lam` itself."""
-        own = pred is getattr(self.learn, "pred", None) or all(map(operator.is_, yb, self.learn.yb))
-        if self.stack_y and own:
+        same = len(yb) == len(self.learn.yb) and all(map(operator.is_, yb, self.learn.yb))
+        if self.stack_y and (same or pred is getattr(self.learn, "pred", None)):
             return partial(mixed_loss, loss_func, pred, yb, self.yb1, self.lam)
         return partial(loss_func, pred, *yb)
 

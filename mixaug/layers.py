@@ -118,12 +118,12 @@ class _Blocks:
 
     def under(self, module: nn.Module, ok: Callable[[nn.Module], bool]) -> Iterator[nn.Module]:
         for child in module.children():
-            inside = list(self.under(child, ok))
             is_block = type(child) not in _CONTAINERS and any(map(has_weights, child.children()))
-            if is_block and not (len(inside) > 1 and self.count[type(child)] == 1) and ok(child):
+            if is_block and self.count[type(child)] > 1 and ok(child):
                 yield child
-            else:
-                yield from inside
+                continue
+            inside = list(self.under(child, ok))
+            yield from [child] if is_block and len(inside) < 2 and ok(child) else inside
 
     def leaves(self, ok: Callable[[nn.Module], bool]) -> Iterator[nn.Module]:
         for m in self.model.modules():

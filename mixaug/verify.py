@@ -13,7 +13,7 @@ from .mix import map_tensors
 
 
 def verify_loss(loss_func: Callable, pred: Any, yb: tuple, mixed: MixedBatch) -> bool:
-    """Return whether a loss was seen to depend on its targets; False if this batch cannot tell.
+    """Return whether the loss may be mixed, as it depends on its targets; False if this batch cannot tell.
 
     Args:
         loss_func: The user's loss.
@@ -25,14 +25,14 @@ def verify_loss(loss_func: Callable, pred: Any, yb: tuple, mixed: MixedBatch) ->
         ValueError: If the loss ignores its targets, or is that of another mixing callback.
     """
     owner = getattr(loss_func, "__self__", None)
+    if all(callable(rule) or rule == "keep" for rule in mixed.rules):
+        return True  # the loss may ignore them
     with torch.no_grad():
         if isinstance(owner, FastaiCallback):
             _refuse_mixed(owner, loss_func, _noisy(pred), yb)
-        partners = tuple(
-            y if callable(rule) or rule == "keep" else y1
-            for y, y1, rule in zip(yb, mixed.yb1, mixed.rules, strict=True)
-        )
-        if all(torch.equal(y, y1.to(y.dtype)) for y, y1 in zip(yb, partners, strict=True)):
+        each = zip(yb, mixed.yb1, mixed.rules, strict=True)
+        partners = tuple(y if callable(rule) or rule == "keep" else y1.to(y.dtype) for y, y1, rule in each)
+        if all(map(torch.equal, yb, partners)):
             return False
         for p in (pred, _noisy(pred)):
             value, other = loss_func(p, *yb), loss_func(p, *partners)
