@@ -251,6 +251,27 @@ def test_transforms_and_recorded_graphs_are_right(mask):
             torch.testing.assert_close(graph(several[1]), g(several[1]))
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop because")  # of vmap, for lerp_
+@pytest.mark.parametrize("how", ["in place", "with gradients", "compiled", "vmap", "positions"])
+def test_equal_infinities_stay_and_a_mask_of_one_takes_nothing_of_the_partner(how):
+    inf, nan = torch.inf, torch.nan
+    x = torch.tensor([[-inf, inf, 1.0, 2.0], [-inf, inf, nan, inf], [-inf, inf, -inf, 3.0]])
+    partner, lam = torch.tensor([1, 2, 0]), torch.tensor([1.0, 0.25, 0.75])
+    expected = torch.tensor([[-inf, inf, 1.0, 2.0], [-inf, inf, nan, inf], [-inf, inf, -inf, 2.75]])
+    mask = lam[:, None].expand(3, 4).clone() if how == "positions" else lam
+    f = lambda x: blend(x, partner, mask)  # noqa: E731
+    if how == "with gradients":
+        x.requires_grad_()
+    if how == "vmap":
+        got = torch.func.vmap(f)(x[None])[0]
+    else:
+        got = torch.compile(f, fullgraph=True, backend="eager")(x) if how == "compiled" else f(x)
+    torch.testing.assert_close(got.detach(), expected, equal_nan=True)
+    if how == "with gradients":
+        got[:, :2].sum().backward()  # that of a mask of 1 is of the original alone
+        torch.testing.assert_close(x.grad[:, 0], torch.tensor([1.25, 0.25, 1.5]))
+
+
 def test_tensor_subclass_and_copies_of_its_attributes_are_kept():
     x = TensorImage(torch.rand(2, 3, 4, 4), notes=["seen"])
     for mask in (torch.rand(2), box_mask(torch.rand(2), (4, 4))):

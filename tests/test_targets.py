@@ -58,18 +58,18 @@ def test_a_resized_mask_has_the_mean_of_each_position(mask, size):
 
 @pytest.mark.parametrize("factor", [2, 3])
 def test_a_pasted_partner_is_pasted_at_every_resolution(factor):
-    x = images((6, 8))
-    large = x.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+    """Each pixel of the image has several positions in a large target, which go where the pixel goes."""
+    x, large = images((6, 8)), images((6 * factor, 8 * factor))
     mix = ResizeMix().draw(x)
-    mixed = slow_mix(x, mix)
-    close(
-        mix.resized((6 * factor, 8 * factor)).blend(large),
-        mixed.repeat_interleave(factor, 2).repeat_interleave(factor, 3),
-    )
     wide = mix.resized((6 * factor, 8 * factor))
-    assert torch.equal(wide.resized((6, 8)).mask, mix.mask)
-    back = wide.resized((6, 8)).source_index
-    assert all(torch.equal(a, b) for a, b in zip(back, mix.source_index, strict=True))
+    blocks = large.unflatten(2, (6, factor)).unflatten(4, (8, factor)).movedim((3, 5), (1, 2)).flatten(1, 3)
+    expected = (
+        slow_mix(blocks, mix).unflatten(1, (factor, factor, 2)).movedim((1, 2), (3, 5)).flatten(4, 5).flatten(2, 3)
+    )
+    close(wide.blend(large), expected)
+    back = wide.resized((6, 8))
+    assert torch.equal(back.mask, mix.mask)
+    assert all(torch.equal(a, b) for a, b in zip(back.source_index, mix.source_index, strict=True))
 
 
 DENSE = {  # targets beside images (8, 12)
@@ -136,6 +136,8 @@ def test_what_may_be_positions_or_not_has_to_be_said(x, y, rule):
     [
         (images((8, 8), n=BS), torch.rand(BS, 3, 7)),
         (images((8, 8), n=BS), torch.rand(BS, 3, 1, 1)),
+        (images((8, 8), n=BS), torch.rand(BS, 3, 12, 12)),  # one and a half times
+        (images((8, 8), n=BS), torch.rand(BS, 3, 8, 16)),
         (images((12,), n=BS), torch.rand(BS, 2, 24)),  # cut, though it may be a forecast
     ],
 )
@@ -146,6 +148,11 @@ def test_a_method_that_cuts_warns_once_of_what_it_has_to_guess(x, y):
     mix_batch(cb, x, y, loss_of_first)
     mix_batch(CutMix(targets="average"), x, y, loss_of_first)
     mix_batch(MixUp(), x, y, loss_of_first)
+
+
+@pytest.mark.parametrize(("y", "rule"), [(torch.rand(BS, 6), "average"), (classes(6, n=BS), "loss")])
+def test_labels_and_heads_whose_number_divides_the_steps_are_of_the_sample(y, rule):
+    assert mix_batch(CutMix(), images((12,), n=BS), y, loss_of_first).rules == (rule,)
 
 
 @pytest.mark.parametrize("method", [CutMix, FMix, PatchUp, lambda: OneOf(MixUp(), CutMix(), per_sample=True)])
