@@ -163,8 +163,8 @@ class _Search:
         """Yield siblings of one class that only pass together, such as parallel stems."""
         taken = {m for place in found for layer in place.layers for m in layer.modules()}
         for parent in self.model.modules():
-            children = [m for m in parent.children() if self.usable(Place.of(m, self.names))]
-            children = [m for m in children if not (self.ok(m) or taken & set(m.modules()))]
+            children = [m for m in parent.children() if parent not in taken and not taken & set(m.modules())]
+            children = [m for m in children if self.usable(Place.of(m, self.names)) and not self.ok(m)]
             for kind in dict.fromkeys(map(type, children)):
                 group = Place.of([m for m in children if type(m) is kind], self.names)
                 if len(group.layers) > 1 and self.trial.around(group) is None:

@@ -5,7 +5,6 @@ import sys
 import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
-from copy import copy
 from typing import Any
 
 import numpy as np
@@ -61,9 +60,9 @@ class Trial:
 
     def __enter__(self) -> Any:
         modules = list(self.model.modules())
-        self.state = [(vars(m), copy(vars(m))) for m in modules]
+        self.state: list[Any] = [(vars(m), vars(m).copy()) for m in modules]
         inside = [v for m in modules for v in vars(m).values() if isinstance(v, (dict, list, set))]
-        self.state += [(v, copy(v)) for v in inside]
+        self.state += [(v, v.copy()) for v in inside]
         self.values = [(b, b.detach().clone()) for b in self.model.buffers()]
         self.generators = random.getstate(), np.random.get_state()
         with ExitStack() as stack:

@@ -65,13 +65,14 @@ def test_a_second_pass_over_the_batch_has_the_loss_of_what_it_is(method, event, 
 
 
 @methods
-def test_a_pass_over_the_unmixed_inputs_has_the_unmixed_loss(method):
+@pytest.mark.parametrize("twin", [False, True])
+def test_a_pass_over_the_unmixed_inputs_has_the_unmixed_loss(method, twin):
     """A consistency loss, or RegMixup by hand: inputs that a callback kept before they were mixed."""
     kept, seen = Kept(-1), []
 
     def both(learn):
         if learn.training:
-            clean = learn.model(*kept.inputs)
+            clean = (copy.deepcopy(learn.model) if twin else learn.model)(*kept.inputs)
             values = [learn.loss_func(p, *learn.yb) for p in (clean, learn.pred, clean)][:2]
             seen.append([to_detach(t) for t in (clean, *values)])
 
@@ -147,6 +148,13 @@ def test_a_body_without_gradients(method):
     learn = trained(method(8), model=model, fit=(2, 0.01))
     for row in learn.spy.batches:
         close(row.loss, slow_loss(row.pred, row.y0, row.partners, row.lam))
+
+
+def test_a_second_pass_with_targets_that_another_callback_copied():
+    copied, seen = on("before_batch", lambda learn: setattr(learn, "yb", (learn.y.clone(),)), 5), []
+    again = on("before_backward", lambda learn: seen.append(learn.loss_func(learn.model(*learn.xb), *learn.yb)), 60)
+    for row, value in zip(trained(MixUp(8), cbs=[copied, again]).spy.batches, seen, strict=True):
+        close(value.detach(), row.loss)
 
 
 @every_method
