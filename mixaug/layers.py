@@ -96,10 +96,7 @@ def find_places(
 def _in_structure(model: nn.Module) -> list[nn.Module]:
     """Return layers by structure alone, without the last one with weights or what contains it."""
     last = [m for m in model.modules() if not list(m.children()) and has_weights(m)][-1:]
-    blocks = _Blocks(model)
-    return list(blocks.under(model, lambda m: not set(last) & set(m.modules()))) or list(
-        blocks.leaves(lambda m: m not in last)
-    )
+    return _Blocks(model).found(lambda m: not set(last) & set(m.modules()))
 
 
 def has_weights(module: nn.Module) -> bool:
@@ -125,10 +122,13 @@ class _Blocks:
             inside = list(self.under(child, ok))
             yield from [child] if is_block and len(inside) < 2 and ok(child) else inside
 
-    def leaves(self, ok: Callable[[nn.Module], bool]) -> Iterator[nn.Module]:
-        for m in self.model.modules():
-            if has_weights(m) and not any(map(has_weights, m.children())) and ok(m):
-                yield m
+    def found(self, ok: Callable[[nn.Module], bool]) -> list[nn.Module]:
+        """Return the blocks that are `ok`; the layers with weights instead, if more of these are outside of blocks."""
+        blocks = list(self.under(self.model, ok))
+        inside = {m for block in blocks for m in block.modules()}
+        layers = [m for m in self.model.modules() if has_weights(m) and not any(map(has_weights, m.children()))]
+        layers = [m for m in layers if m not in inside and ok(m)]
+        return blocks + layers if len(layers) > sum(map(has_weights, inside)) else blocks
 
 
 class _Search:
@@ -143,8 +143,7 @@ class _Search:
 
     def places(self) -> list[Place]:
         blocks = _Blocks(self.model)
-        single = list(blocks.under(self.model, self.ok)) or blocks.leaves(self.ok)
-        found = [Place.of(m, self.names) for m in single]
+        found = [Place.of(m, self.names) for m in blocks.found(self.ok)]
         return found + list(self.together(found))
 
     def ok(self, module: nn.Module) -> bool:
@@ -167,5 +166,5 @@ class _Search:
             children = [m for m in children if self.usable(Place.of(m, self.names)) and not self.ok(m)]
             for kind in dict.fromkeys(map(type, children)):
                 group = Place.of([m for m in children if type(m) is kind], self.names)
-                if len(group.layers) > 1 and self.trial.around(group) is None:
+                if len(group.layers) > 1 and self.trial.around(group) is None and self.trial.is_parallel(group):
                     yield group

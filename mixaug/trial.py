@@ -21,10 +21,15 @@ _ACT = nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.Mult
 
 
 class _NoDropout(TorchFunctionMode):
-    """Switches off dropout by functions, which some modules call while they are in training."""
+    """Switches off dropout by functions, which some modules call while they are in training.
+
+    Some models ask for gradients of their inputs, which have them already in a trial.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func == Tensor.requires_grad.__set__ and not args[0].is_leaf:  # pyright: ignore[reportAttributeAccessIssue]
+            return None
         if "dropout" in getattr(func, "__name__", ""):
             return (args[0] if args else kwargs["input"]).clone()
         if func is F.scaled_dot_product_attention:
@@ -51,8 +56,11 @@ class Trial:
         self.n, self.is_own = min(total, 4), is_own
         dtype = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), None)
 
+        # From first to last: batches that are sorted by length differ most in these
+        rows = [i * (total - 1) // (self.n - 1) for i in range(self.n)]
+
         def some(t: Tensor) -> Tensor:
-            t = t[: self.n] if t.ndim and len(t) == total else t
+            t = t[rows] if t.ndim and len(t) == total else t
             return t.detach().clone().to(dtype if t.is_floating_point() else t.dtype)
 
         with no_subclass():
@@ -77,6 +85,8 @@ class Trial:
             devices = {t.get_device() for t in tensors(self.xb) if t.is_cuda}
             for context in (torch.random.fork_rng(devices), no_subclass(), force_eager(), _NoDropout()):
                 stack.enter_context(context)
+            for kind in {t.device.type for t in tensors(self.xb)}:
+                stack.enter_context(torch.autocast(kind, enabled=False))  # too coarse to compare predictions
             stack.enter_context(warnings.catch_warnings())
             warnings.simplefilter("ignore")  # the training will repeat them
             self.stack = stack.pop_all()

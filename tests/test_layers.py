@@ -15,6 +15,7 @@ from fastai.text.models import AWD_LSTM, get_text_classifier
 from fastai.vision.learner import create_timm_model, create_vision_model
 from fastai.vision.models import resnet18, xresnet
 from fastai.vision.models.unet import DynamicUnet
+from reference import close, slow_loss
 from torch import nn
 
 from mixaug import ManifoldMixup, Mix, hidden_layers, mixable
@@ -103,9 +104,16 @@ class Flow(nn.Module):
 
 
 def zero(layer):
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
+    for p in layer.parameters():
+        nn.init.zeros_(p)
     return layer
+
+
+class WithMask(nn.Linear):
+    """Returns a mask beside, which cannot be mixed."""
+
+    def forward(self, x):
+        return super().forward(x), x[:, :1] > -100
 
 
 def looped(net, x):
@@ -138,6 +146,20 @@ class Attends(nn.Module):
         p = 0.5 if self.training else 0.0
         h = nn.functional.scaled_dot_product_attention(q, q, v, None, p)[:, 0]
         return nn.functional.dropout(h, p, self.training)
+
+
+def padded(net, x):
+    """Sentences of codes, of which those that are 0 do not count."""
+    codes = (x[:, 0, None] * 10).long() > torch.arange(6)
+    h = net.b(net.a(codes.long())) * codes[..., None]
+    return net.head(net.c(h.sum(1) / codes.sum(1, keepdim=True)))
+
+
+def asks_for_gradients(net, x):
+    h = x.view(len(x), 6)
+    if net.training:
+        h.requires_grad = True
+    return net.head(net.a(h))
 
 
 LINE = lambda net, x: net.head(net.c(net.b(net.a(x).relu()).relu()).relu())  # noqa: E731
@@ -175,6 +197,23 @@ FLOWS = {
         {"here": mixable(nn.Identity())},
         None,  # which was marked: an error
     ),
+    "codes, a branch that is zero at first": (
+        lambda net, x: net.head(net.b((net.a((x > 0).long()) + net.c((x > 0).long())).mean(1))),
+        {"a": nn.Embedding(2, 6), "c": zero(nn.Embedding(2, 6))},
+        ["a + c", "b"],
+    ),
+    "a mask beside": (
+        lambda net, x: net.head(net.a((lambda h, mask: h * mask)(*net.b(x)))),
+        {"b": WithMask(6, 6)},
+        ["a"],
+    ),
+    "padding": (padded, {"a": nn.Embedding(2, 6)}, ["c"]),
+    "gradients of the input": (asks_for_gradients, {}, ["a"]),
+    "noise of each sample": (
+        lambda net, x: net.head(net.a(net.b(x))),
+        {"b": nn.Sequential(nn.Linear(6, 6), nn.Sequential(nn.RReLU(), nn.Dropout(0.5)))},
+        ["b.0", "a"],
+    ),
     "codes": (lambda net, x: net.head(net.b(net.a((x > 0).long()).mean(1))), {"a": nn.Embedding(2, 6)}, ["a", "b"]),
     "codes and their places": (
         lambda net, x: net.head(net.b((net.a((x > 0).long()) + net.c(torch.arange(6))).mean(1))),
@@ -208,6 +247,7 @@ def swapped(model, place, x):
 def test_only_layers_that_nothing_goes_around_are_found(flow, layers, names):
     torch.manual_seed(1)
     model, x = Flow(flow, **layers).train(), torch.randn(5, 6)
+    x[:, 0] = torch.tensor([0.55, 0.55, 0.55, 0.55, 0.25])  # lengths of sentences, sorted
     if names is None:
         with pytest.raises(ValueError, match=r"around it.*prediction|around it.*head.*verify=False"):
             find_places(model, (x,))
@@ -318,6 +358,32 @@ def test_a_layer_that_runs_twice_is_mixed_where_it_may_be(name, flow):
         h = layer(x).relu() - layer(x.flip(1)).relu() if name == "siamese" else layer(layer(x).tanh()).tanh()
         torch.testing.assert_close(row.pred, model.head(h).detach())
     assert name == "siamese" or {row.mixed_layer for row in learn.spy.batches} == {"b (run 1)", "b (run 2)"}
+
+
+def test_a_batch_in_which_the_layer_is_skipped_is_not_mixed():
+    def skipping(net, x):
+        h = net.a(x)
+        return net.head(net.b(h) if not net.training or torch.rand(1) < 0.6 else h)
+
+    model = Flow(skipping)
+    learn = learner(ManifoldMixup(8, modules=[model.b], input_mixup=False), torch.randn(N, 6), model=model)
+    learn.fit(6, 0.0)
+    assert {row.mix is None for row in learn.spy.batches} == {True, False}
+    for row in learn.spy.batches:
+        close(row.loss, slow_loss(row.pred, row.y0, row.partners, row.lam))
+        h = model.a(row.x0[0])
+        close(row.pred, model.head(h if row.mix is None else row.mix.blend(model.b(h))).detach())
+
+
+def test_mixed_precision_does_not_blur_the_test():
+    model = Flow(lambda net, x: net.head(net.a(x).relu() + 0.3 * net.b(x).detach()))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert find_places(model, (torch.randn(4, 6),)) == []
+
+
+def test_untested_layers_must_be_named():
+    with pytest.raises(ValueError, match="verify=False must come with modules"):
+        ManifoldMixup(verify=False)
 
 
 # The test leaves no trace

@@ -33,8 +33,7 @@ class ManifoldMixup(MixHandler):
         modules: Layers to choose from; layers in a tuple, such as parallel stems, are mixed together. None: those that
             :func:`hidden_layers` finds.
         input_mixup: Choose the input too, if all inputs to mix are floating-point.
-        verify: Test on the first batch of a fit that nothing goes around the layers; False: mix whatever is named, or
-            found by structure alone.
+        verify: Test on the first batch of a fit that nothing goes around the layers; False: mix `modules` untested.
         **kwargs: See :class:`MixHandler`.
 
     Shape:
@@ -70,6 +69,8 @@ class ManifoldMixup(MixHandler):
         super().__init__(alpha, **kwargs)
         self.input_mixup, self.verify = flag("input_mixup", input_mixup), flag("verify", verify)
         self.modules = None if modules is None else _modules(modules)
+        if not verify and modules is None:
+            raise ValueError("verify=False must come with modules, the layers to mix untested")
         self._places: list[Place] = []
         self._pass: Any = self._new_pass()
 
@@ -164,7 +165,10 @@ class ManifoldMixup(MixHandler):
             self._pass.running = False
             if self.mixed_layer is not None:
                 place, ran = self._places[self._pass.at], self._pass.runs[self._pass.at]
-                if ran != (runs := place.runs or len(place.layers)):
+                if ran == 0 and self.learn.model.training:  # some models skip layers at random
+                    self._restore_targets()
+                    self.mix, self.yb1, self.lam = None, None, torch.ones_like(self.lam)
+                elif ran != (runs := place.runs or len(place.layers)):
                     mode = "" if self.learn.model.training else " The model is in eval mode: call model.train()."
                     raise RuntimeError(
                         f"Expected {runs} runs of '{place.name}' in the forward pass, got {ran}.{mode} Choose other "
