@@ -16,9 +16,6 @@ from torch.overrides import TorchFunctionMode
 from .mix import map_tensors, tensors
 from .torch_private import force_eager, forward_hooks, no_subclass
 
-# Whose rows would depend on other samples, or on chance. Modules without children are switched off too
-_ACT = nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.MultiheadAttention
-
 
 class _NoDropout(TorchFunctionMode):
     """Switches off dropout by functions, which some modules call while they are in training.
@@ -80,8 +77,7 @@ class Trial:
                     del hooks[key]
             training = self.model.training
             for m in modules:
-                m.training = (m.training or not training) and bool(list(m.children())) and not isinstance(m, _ACT)
-            self.model.training = True
+                m.training = (m.training or not training) and bool(list(m.children()))
             devices = {t.get_device() for t in tensors(self.xb) if t.is_cuda}
             for context in (torch.random.fork_rng(devices), no_subclass(), force_eager(), _NoDropout()):
                 stack.enter_context(context)

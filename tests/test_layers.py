@@ -128,6 +128,12 @@ def in_training(net, x):
     return (main, net.c(h)) if net.training else main
 
 
+def detached_in_training(net, x):
+    h = net.a(x)
+    main = net.head(net.b(h).relu())
+    return (main, net.c(h.detach())) if net.training else main
+
+
 def no_gradient(net, x):
     with torch.no_grad():
         side = net.b(x)
@@ -180,6 +186,7 @@ FLOWS = {
     ),
     "a branch without gradients": (no_gradient, {}, []),
     "a head in training": (in_training, {}, ["a"]),
+    "a head in training, without gradients": (detached_in_training, {}, ["a"]),
     "siamese": (lambda net, x: net.head(net.a(x).relu() - net.a(x.flip(1)).relu()), {}, ["a"]),
     "loop": (looped, {}, ["b (run 1)", "b (run 2)"]),
     "time in front": (lambda net, x: net.head(net.b(net.a(x[:, None].transpose(0, 1)))[0]), {}, []),
