@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from copy import copy, deepcopy
 from dataclasses import dataclass
 from functools import cached_property
+from operator import floordiv
 from typing import Any
 
 import torch
@@ -64,20 +65,20 @@ def blend(x: Tensor, partner: Tensor, mask: Tensor, source_index: Sequence[Tenso
                 return like(x, torch.where(mask, x, other, out=other) if in_place else torch.where(mask, x, other))
             if x.is_cpu and not torch.compiler.is_compiling():
                 mixed = other.lerp_(x, mask) if in_place else torch.lerp(other, x, mask)
-                # NaN also where both are the same infinity, or the mask is 1 and the partner is not finite. Devices
-                # that would have to be synchronized to see this get what is right for these, too
+                # NaN also where both are the same infinity, or where one is not finite that has no weight. Devices that
+                # would have to be synchronized to see this get what is right for these, too
                 if not mixed.detach().sum().isnan():
                     return like(x, mixed)
             elif in_place:
-                mixed = other.mul_(1 - mask).addcmul_(x, mask)
-                return like(x, torch.where(mask == 1, x, mixed, out=mixed))
+                own = x.masked_fill(mask == 0, 0)
+                return like(x, other.masked_fill_(mask == 1, 0).mul_(1 - mask).addcmul_(own, mask))
         except RuntimeError:  # forward-mode AD or vmap: no operation in place, no look at values
             pass
         if in_place:  # it was written to
             other = _partners(x, partner, source_index, False)
         if is_bool:
             return like(x, torch.where(mask, x, other))
-        return like(x, torch.where(mask == 1, x, x * mask + other * (1 - mask)))
+        return like(x, x.masked_fill(mask == 0, 0) * mask + other.masked_fill(mask == 1, 0) * (1 - mask))
 
 
 def _partners(x: Tensor, partner: Tensor, source_index: Sequence[Tensor], in_place: bool) -> Tensor:
@@ -168,13 +169,14 @@ class Mix:
         return total / math.prod(self.mask.shape[1:])
 
     def covers(self, x: Tensor) -> bool:
-        """Return whether the last axes of `x` are those of the mask, times or over one whole number."""
+        """Return whether the last axes of `x` are those of the mask, times or over one whole number (rounded)."""
         size = self.mask.shape[1:]
-        now = x.shape[max(x.ndim - len(size), 1) :]
+        now = tuple(x.shape[max(x.ndim - len(size), 1) :])
         if now == size or len(now) < len(size) or x.ndim == 2 or min(now, default=0) < 2:  # (B, K): of the sample
             return now == size and x.ndim > len(size)
-        same_factor = all(n * size[0] == length * now[0] for n, length in zip(now, size, strict=True))
-        return same_factor and 0 in (now[0] % size[0], size[0] % now[0])
+        up, down = now[0] // size[0], {size[0] // now[0], -(-size[0] // now[0])} - {0}
+        smaller = [tuple(rounded(n, k) for n in size) for k in down for rounded in (floordiv, lambda n, k: -(-n // k))]
+        return now in (tuple(n * up for n in size), *smaller)
 
     def resized(self, size: Sequence[int]) -> "Mix":
         """Return the mix at another resolution: each position has the mean of the mask there, rounded if it is bool.

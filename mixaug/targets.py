@@ -81,7 +81,7 @@ def rule_for(y: Tensor, rule: Any, mix: Mix, method: "MixHandler", loss_func: An
         return _require_bool(y, mix, floats)
     _refuse_coordinates(y, method._cuts or cuts)
     covered = cuts and mix.covers(y)
-    if method._stack_y or (method._stack_y is None and not floats and not covered):
+    if method._stack_y:
         return "loss"
     if covered and _is_ambiguous(y, mix):
         raise ValueError(
@@ -91,17 +91,19 @@ def rule_for(y: Tensor, rule: Any, mix: Mix, method: "MixHandler", loss_func: An
         )
     if covered:
         _require_bool(y, mix, floats)
+    of_sample = "average" if floats or method._stack_y is False else "loss"
     guessed = None
     if cuts and y.ndim > 2 and not covered:
-        guessed = "averaged by lam"
+        guessed = "averaged by lam" if floats else "left to the loss, which lam combines"
     elif covered and spatial == 1 and y.shape[-1] != mix.mask.shape[1]:  # a forecast has other positions than the past
         guessed = "cut at their own resolution"
     if guessed:
         method._warn_once(
             f"Targets of shape {shape} are {guessed}, as inputs are cut by a mask of shape {tuple(mix.mask.shape)}. "
-            'Say targets="average", targets="mask" or a function; spatial_dims says how many last axes are positions'
+            f'Say targets="{of_sample}", targets="mask" or a function; spatial_dims says how many last axes are '
+            "positions"
         )
-    return "mask" if covered else "average"
+    return "mask" if covered else of_sample
 
 
 def _require_bool(y: Tensor, mix: Mix, floats: bool) -> str:

@@ -37,7 +37,8 @@ def verify_loss(loss_func: Callable, pred: Any, yb: tuple, mixed: MixedBatch) ->
         for p in (pred, _noisy(pred)):
             value, other = loss_func(p, *yb), loss_func(p, *partners)
             if not torch.equal(value, other):
-                return True
+                # One batch may hide what a callback's loss does, if it mixes next to nothing
+                return not isinstance(owner, FastaiCallback)
         if not (value.isfinite() & (value != 0)).any():
             return False
     raise ValueError(

@@ -154,6 +154,17 @@ class Attends(nn.Module):
         return nn.functional.dropout(h, p, self.training)
 
 
+class Recurrent(nn.Module):
+    """A body that may take sequences in parts."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.rnn = nn.Linear(6, 6), nn.GRU(6, 6, batch_first=True)
+
+    def forward(self, x):
+        return self.rnn(self.linear(x)[:, None])[0][:, 0]
+
+
 def padded(net, x):
     """Sentences of codes, of which those that are 0 do not count."""
     codes = (x[:, 0, None] * 10).long() > torch.arange(6)
@@ -214,6 +225,8 @@ FLOWS = {
         {"b": WithMask(6, 6)},
         ["a"],
     ),
+    "recurrent": (lambda net, x: net.head(net.b(net.a(x))), {"b": Recurrent()}, ["a"]),
+    "in place": (lambda net, x: net.head(net.a(x.mul_(0.5))), {}, ["a"]),
     "padding": (padded, {"a": nn.Embedding(2, 6)}, ["c"]),
     "gradients of the input": (asks_for_gradients, {}, ["a"]),
     "noise of each sample": (
@@ -243,11 +256,11 @@ def swapped(model, place, x):
     model.training = True
     hooks = [m.register_forward_hook(exchange) for m in place.layers]
     torch.manual_seed(2)
-    got = tensors(model(x))
+    got = tensors(model(x.clone()))
     for hook in hooks:
         hook.remove()
     torch.manual_seed(2)
-    return got, [t[partner] for t in tensors(model(x))]
+    return got, [t[partner] for t in tensors(model(x.clone()))]
 
 
 @pytest.mark.parametrize(("flow", "layers", "names"), FLOWS.values(), ids=FLOWS)

@@ -253,12 +253,14 @@ def test_transforms_and_recorded_graphs_are_right(mask):
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop because")  # of vmap, for lerp_
 @pytest.mark.parametrize("how", ["in place", "with gradients", "compiled", "vmap", "positions"])
-def test_equal_infinities_stay_and_a_mask_of_one_takes_nothing_of_the_partner(how):
+def test_equal_infinities_stay_and_what_has_no_weight_leaves_no_trace(how):
     inf, nan = torch.inf, torch.nan
-    x = torch.tensor([[-inf, inf, 1.0, 2.0], [-inf, inf, nan, inf], [-inf, inf, -inf, 3.0]])
-    partner, lam = torch.tensor([1, 2, 0]), torch.tensor([1.0, 0.25, 0.75])
-    expected = torch.tensor([[-inf, inf, 1.0, 2.0], [-inf, inf, nan, inf], [-inf, inf, -inf, 2.75]])
-    mask = lam[:, None].expand(3, 4).clone() if how == "positions" else lam
+    x = torch.tensor([[-inf, inf, 1.0, 2.0], [-inf, inf, nan, inf], [-inf, inf, -inf, 3.0], [-inf, inf, nan, -inf]])
+    partner, lam = torch.tensor([1, 2, 0, 0]), torch.tensor([1.0, 0.25, 0.75, 0.0])
+    expected = torch.tensor(
+        [[-inf, inf, 1.0, 2.0], [-inf, inf, nan, inf], [-inf, inf, -inf, 2.75], [-inf, inf, 1.0, 2.0]]
+    )
+    mask = lam[:, None].expand(4, 4).clone() if how == "positions" else lam
     f = lambda x: blend(x, partner, mask)  # noqa: E731
     if how == "with gradients":
         x.requires_grad_()
@@ -269,7 +271,7 @@ def test_equal_infinities_stay_and_a_mask_of_one_takes_nothing_of_the_partner(ho
     torch.testing.assert_close(got.detach(), expected, equal_nan=True)
     if how == "with gradients":
         got[:, :2].sum().backward()  # that of a mask of 1 is of the original alone
-        torch.testing.assert_close(x.grad[:, 0], torch.tensor([1.25, 0.25, 1.5]))
+        torch.testing.assert_close(x.grad[:, 0], torch.tensor([2.25, 0.25, 1.5, 0.0]))
 
 
 def test_tensor_subclass_and_copies_of_its_attributes_are_kept():

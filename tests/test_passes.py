@@ -376,6 +376,16 @@ def test_the_mixing_callback_of_another_library_is_found_by_what_its_loss_does(m
         )
 
 
+def test_another_mixing_callback_is_found_even_if_it_mixes_nothing_at_first():
+    class Late(Theirs):
+        def before_batch(self):
+            super().before_batch()
+            self.lam = 1.0 if self.iter == 0 else 0.7
+
+    with pytest.raises(ValueError, match="Late"):
+        trained(MixUp(per_sample=False), cbs=[Late()])
+
+
 def test_a_partial_of_the_loss_is_examined_like_the_loss():
     learn = trained(MixUp(8), loss=partial(F.cross_entropy, label_smoothing=0.2))
     for row in learn.spy.batches:

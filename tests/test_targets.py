@@ -96,6 +96,15 @@ def test_dense_targets_are_cut_at_their_own_resolution(method, y):
     )
 
 
+@pytest.mark.parametrize(("size", "k"), [((8, 7), 2), ((7, 6), 2), ((4, 4), 4), ((3, 3), 4)])
+def test_sizes_that_strides_round_up_or_down_are_cut(size, k):
+    y = classes(*size, n=BS)
+    mixed = mix_batch(CutMix(), images((15, 13), n=BS), y, loss_of_first)
+    assert mixed.rules == ("mask",)
+    assert torch.equal(mixed.yb[0], slow_mix(y, Mix(mixed.mix.partner, mixed.mix.resized(size).mask)))
+    assert (mixed.mix.resized(size).lam - mixed.lam).abs().max() < 0.3
+
+
 def test_deep_supervision_has_a_target_for_each_resolution():
     x = images((8, 8), n=BS)
     yb = tuple(torch.randint(0, C, (BS, n, n)) for n in (8, 4, 2))
@@ -135,6 +144,7 @@ def test_what_may_be_positions_or_not_has_to_be_said(x, y, rule):
     ("x", "y"),
     [
         (images((8, 8), n=BS), torch.rand(BS, 3, 7)),
+        (images((8, 8), n=BS), classes(3, 7, n=BS)),
         (images((8, 8), n=BS), torch.rand(BS, 3, 1, 1)),
         (images((8, 8), n=BS), torch.rand(BS, 3, 12, 12)),  # one and a half times
         (images((8, 8), n=BS), torch.rand(BS, 3, 8, 16)),
@@ -143,10 +153,10 @@ def test_what_may_be_positions_or_not_has_to_be_said(x, y, rule):
 )
 def test_a_method_that_cuts_warns_once_of_what_it_has_to_guess(x, y):
     cb = CutMix()
-    with pytest.warns(UserWarning, match=r'targets="average".*spatial_dims'):
+    with pytest.warns(UserWarning, match=r'targets="(average|loss)".*spatial_dims'):
         mix_batch(cb, x, y, loss_of_first)
     mix_batch(cb, x, y, loss_of_first)
-    mix_batch(CutMix(targets="average"), x, y, loss_of_first)
+    mix_batch(CutMix(targets="average" if y.is_floating_point() else "loss"), x, y, loss_of_first)
     mix_batch(MixUp(), x, y, loss_of_first)
 
 
