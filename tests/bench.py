@@ -192,7 +192,7 @@ def fixed(rounds):
     rows = []
     for title, names in (
         ("before_batch", ("before_batch",)),
-        ("all events of a batch, its loss", (*EVENTS, "after_batch")),
+        ("all events of a batch", (*EVENTS, "after_batch")),
     ):
         contenders = {"fastai": events(FastaiMixUp(), x, y, names), "mixaug": events(MixUp(), x, y, names)}
         rows.append(row(title, contenders, [], rounds))
