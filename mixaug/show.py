@@ -22,6 +22,7 @@ from .lifecycle import mixing_callbacks
 from .methods.one_of import OneOf
 from .mix import like, map_tensors
 from .options import alpha_now, number
+from .targets import each
 
 
 def plot_lam(
@@ -90,10 +91,11 @@ def show_batch(self: MixHandler, dls: Any, max_n: int = 9, *, loss_func: Any = N
     if any(not hasattr(part, "show") for part in shown[0][:n]):
         layout = {name: kwargs.pop(name, None) for name in ("nrows", "ncols", "figsize")}
         kwargs.setdefault("ctxs", _axes(len(shown), **layout))
+    method: Any = record.method
+    rules = *each("inputs", method.inputs, batch[:n]), *record.rules
     items = [
-        (*(_part(*xs) for xs in parts[:n]), *(_label(lam, *ys) for ys in parts[n:]))
+        tuple(_part(lam, i >= n, *part) for i, part in enumerate(zip(rules, *item, strict=True)))
         for lam, *item in zip(lams, shown, both[0][2], both[1][2], strict=True)
-        for parts in [list(zip(*item, strict=True))]
     ]
     show: Any = fastai_show_batch
     ctxs = show(x, y, L(items), max_n=max_n, **kwargs)
@@ -150,10 +152,22 @@ def _beside(x: Tensor, other: Tensor) -> Tensor:
     return like(x, torch.cat([x, other], -1)) if x.ndim > 3 else x
 
 
-def _label(lam: float, shown: Any, original: Any, other: Any) -> Any:
-    """Return the coefficients of two labels in words; a segmentation mask as it is."""
+def _part(lam: float, is_target: bool, rule: Any, shown: Any, original: Any, other: Any) -> Any:
+    """Return what is shown of an input or a target, given what becomes of it."""
+    if is_target:
+        return _label(lam, rule, shown, original, other)
+    if isinstance(original, TitledStr) and rule != "keep":  # a text with its partner's
+        texts: Any = original, other
+        return TitledStr(" + ".join(text.truncate(75) for text in texts))  # of the 150 words that fastai shows
+    return shown if hasattr(shown, "show") else _Signal(shown)
+
+
+def _label(lam: float, rule: Any, shown: Any, original: Any, other: Any) -> Any:
+    """Return the coefficients of two labels in words; a segmentation mask as it is, and a label that is kept."""
     if isinstance(shown, Tensor) and shown.ndim > 1:
         return shown
+    if rule == "keep":
+        return TitledStr(_words(original))
     parts = f"{lam:.2f} {_words(original)}", f"+ {1 - lam:.2f} {_words(other)}"
     return TitledStr(("\n" if len("".join(parts)) > 25 else " ").join(parts))
 
@@ -164,14 +178,6 @@ def _words(label: Any) -> str:
     if isinstance(label, float):
         return f"{label:.4g}"
     return ";".join(map(_words, label)) or "nothing" if isinstance(label, (list, tuple, L)) else str(label)
-
-
-def _part(shown: Any, original: Any, other: Any) -> Any:
-    """Return what is shown of an input: a text with its partner's, a signal as lines, anything else as it is."""
-    if isinstance(original, TitledStr):
-        texts: Any = original, other
-        return TitledStr(" + ".join(text.truncate(75) for text in texts))  # of the 150 words that fastai shows
-    return shown if hasattr(shown, "show") else _Signal(shown)
 
 
 class _Signal:

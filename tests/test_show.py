@@ -75,6 +75,11 @@ def test_what_is_shown_is_the_mix_of_the_batch(method):
     assert (record.lam < 1).any()
 
 
+def test_a_label_that_is_kept_is_shown_alone():
+    axes = MixUp(8.0, targets="keep").show_batch(data("classes")[0], max_n=4)
+    assert {ax.get_title() for ax in axes} <= {"cat", "dog"}
+
+
 def test_segmentation_masks_are_shown_as_they_are_cut():
     x, y = images(n=8), classes(5, 6, n=8)
     _, mixed, record = _mixed(CutMix(), (x,), (y,), fv.CrossEntropyLossFlat(axis=1))
