@@ -27,7 +27,7 @@ class Passes:
         self.known = [tuple(yb), mixed.original, self.targets]  # the targets, in each form that they had
         self.pred: list[Tensor] = []
         self.losses: list[Tensor] = []
-        self.saw_unmixed = False  # in the last pass
+        self.begun, self.saw_unmixed = 0, False  # passes, and whether the last one was over the unmixed inputs
 
     def predicted(self, pred: Any, yb: tuple) -> None:
         """Take down the prediction of the mixed pass, and the targets as the last callback left them."""
@@ -41,6 +41,7 @@ class Passes:
             sizes = [[len(t) for t in some if t.ndim] for some in (mixed, now)]
             if sizes[0] != sizes[1]:
                 raise ValueError(f"Expected {sizes[0]} samples, as were mixed, got {sizes[1]}. {MIX_LATER}")
+        self.begun += 1
         unmixed = [x for x in tensors(self.xb) if not any(x is t for t in mixed)]
         self.saw_unmixed = any(same(x, t) for x in unmixed for t in given)
 

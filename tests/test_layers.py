@@ -463,6 +463,19 @@ def test_state_gradients_data_and_random_generators_are_as_before(training, inte
     assert no_hooks(model)
 
 
+def test_a_training_is_the_same_with_and_without_the_test():
+    """Batch norm, dropout, shuffling and draws go on as if the layers had not been tested."""
+    x, y, start, results = images(), classes(), None, []
+    for verify in (True, False):
+        model = nn.Sequential(ConvLayer(2, 4), nn.Dropout(0.3), ConvLayer(4, 4), nn.Flatten(), nn.Linear(120, C))
+        start = start or {k: v.clone() for k, v in model.state_dict().items()}
+        model.load_state_dict(start)
+        torch.manual_seed(1)
+        learner(ManifoldMixup(8, modules=[model[0], model[2]], verify=verify), x, y, model).fit(2, 0.1)
+        results.append(model.state_dict())
+    assert all(torch.equal(v, results[1][k]) for k, v in results[0].items())
+
+
 def test_hooks_of_callbacks_are_silent_and_those_of_the_model_run():
     model, seen = cnn(), []
     own = Hook(model[1], lambda m, i, o: seen.append(len(o)))

@@ -157,6 +157,19 @@ def test_a_second_pass_with_targets_that_another_callback_copied():
         close(value.detach(), row.loss)
 
 
+def test_a_loss_on_features_without_gradients_raises_runtime_error():
+    """Nothing tells whether they are behind the mixed layer. A second pass has other ones."""
+    model, features = cnn(), {}
+    for p in model[:4].parameters():
+        p.requires_grad_(False)
+    model[4].register_forward_pre_hook(lambda m, args: features.update(h=args[0]))
+    aux = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, C))
+    add = on("after_loss", lambda learn: learn.loss_func(aux(features["h"]), *learn.yb) if learn.training else None, 60)
+    with pytest.raises(RuntimeError, match=r"no gradients.*modules=.*learn\.pred"):
+        trained(hidden(), model=model, cbs=[add])
+    trained(hidden(modules=[model[6]], verify=False), model=model, cbs=[add])
+
+
 @every_method
 def test_another_loss_of_other_targets_is_the_users(method):
     seen, pseudo = [], classes(n=BS)

@@ -180,10 +180,19 @@ class ManifoldMixup(MixHandler):
     def _is_mixed(self, pred: list[Tensor]) -> bool:
         if self._mixes_input or self.stack_x:
             return super()._is_mixed(pred)
-        # Outputs of layers without gradients are no part of the graph, nor are those in a compiled model
         own = self._passes.pred
-        mixed = functions(self._pass.mixed) or [f for f in ancestors(own) if not is_leaf(f)]
-        return any(same(t, o) for t in pred for o in own) or descends(pred, set(mixed))
+        if mixed := functions(self._pass.mixed):
+            return any(same(t, o) for t in pred for o in own) or descends(pred, mixed)
+        # A layer without gradients, or in a compiled model: its output is no part of the graph
+        if any(same(t, o) for t in pred for o in own) or descends(pred, {f for f in ancestors(own) if not is_leaf(f)}):
+            return True
+        if self._pass.mixed and self._passes.begun == 1:
+            raise RuntimeError(
+                "Expected a loss of the prediction, or of another pass, got one of something else, and layer "
+                f"'{self.mixed_layer}' has no gradients, by which one could tell whether it is mixed. Choose layers "
+                "that are trained (modules=[...]), or compute the loss from learn.pred"
+            )
+        return False
 
     def after_loss(self) -> None:
         """Restore the targets, unless the input was mixed and another pass may follow."""
