@@ -81,7 +81,7 @@ class Trial:
             devices = {t.get_device() for t in tensors(self.xb) if t.is_cuda}
             for context in (torch.random.fork_rng(devices), no_subclass(), force_eager(), _NoDropout()):
                 stack.enter_context(context)
-            for kind in {t.device.type for t in tensors(self.xb)}:
+            for kind in {t.device.type for t in tensors(self.xb)} & {"cpu", "cuda"}:
                 stack.enter_context(torch.autocast(kind, enabled=False))  # too coarse to compare predictions
             stack.enter_context(warnings.catch_warnings())
             warnings.simplefilter("ignore")  # the training will repeat them
