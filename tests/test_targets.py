@@ -343,7 +343,10 @@ def test_a_mask_for_a_target_without_positions_raises_value_error():
         mix_batch(CutMix(targets="mask"), images(n=BS), torch.rand(BS, 3), F.mse_loss)
 
 
-@pytest.mark.parametrize("options", [{"targets": "loss"}, {"inputs": ("mix", "keep")}])
+@pytest.mark.parametrize(
+    "options",
+    [{"targets": "loss"}, {"inputs": ("mix", "keep")}, {"stack_y": False}, {"stack_y": True}, {"clean": True}],
+)
 def test_one_of_has_rules_for_samples_and_its_methods_for_batches(options):
     OneOf(MixUp(), CutMix(), per_sample=True, **options)
     OneOf(MixUp(**options), CutMix())

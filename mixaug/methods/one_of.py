@@ -105,7 +105,7 @@ class OneOf(MixHandler):
             raise ValueError(f"p must be {len(methods)} probabilities with a sum of 1 at most, got {p!r}")
         if per_sample and (unfit := [m for m in methods if not _only_draws(m)]):
             raise ValueError(f"methods must mix the input and leave the rest to OneOf for per_sample=True, got {unfit}")
-        if not per_sample and any(of_parts.values()):
+        if not per_sample and (clean or not (stack_y is targets is inputs is None)):
             raise ValueError(
                 f"{' and '.join(of_parts)} must be options of the methods, not of OneOf, unless per_sample is True"
             )
@@ -219,10 +219,7 @@ class OneOf(MixHandler):
 
     def before_backward(self) -> None:
         """Do what the chosen method does."""
-        if self.chosen is not None:
-            self.chosen.before_backward()
-        else:
-            super().before_backward()
+        (super() if self.chosen is None else self.chosen).before_backward()
 
     def after_backward(self) -> None:
         """Do what the chosen method does."""
