@@ -3,7 +3,8 @@
 It is run on a few samples, in the model's training form: auxiliary heads run, dropout and batch norm do not act.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import permutations
 from operator import eq
@@ -47,6 +48,17 @@ class Place:
     def value(self) -> Any:
         """The layer, or the tuple of layers."""
         return self.layers[0] if len(self.layers) == 1 else self.layers
+
+
+@contextmanager
+def _hooked(hooks: Iterable[tuple[nn.Module, Callable]]) -> Iterator[None]:
+    """Register forward hooks, and remove them again."""
+    handles = [m.register_forward_hook(hook) for m, hook in hooks]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 class Exchange(Trial):
@@ -93,13 +105,8 @@ class Exchange(Trial):
             self.order.append(module)
             return output
 
-        handles = [m.register_forward_hook(after) for m in self.model.modules() if m is not self.model]
-        try:
-            with torch.enable_grad():
-                self.outputs = self.run(map_tensors(leaf, self.xb))
-        finally:
-            for handle in handles:
-                handle.remove()
+        with torch.enable_grad(), _hooked((m, after) for m in self.model.modules() if m is not self.model):
+            self.outputs = self.run(map_tensors(leaf, self.xb))
 
     def runs_of(self, module: nn.Module) -> int:
         """Return how often a module runs in a forward pass."""
@@ -129,8 +136,11 @@ class Exchange(Trial):
 
     def has_weights_after(self, place: Place) -> bool:
         """Return whether weights are used behind a place: else its output is the prediction."""
-        last = max(i for i, m in enumerate(self.order) if m in place.layers)
-        return any(p.ndim > 1 for m in self.order[last + 1 :] for p in m.parameters(recurse=False))
+        return any(p.ndim > 1 for m in self._after(place) for p in m.parameters(recurse=False))
+
+    def _after(self, place: Place) -> list[nn.Module]:
+        """Return the modules whose runs end after those of a place."""
+        return self.order[max(i for i, m in enumerate(self.order) if m in place.layers) + 1 :]
 
     # By value
 
@@ -163,15 +173,11 @@ class Exchange(Trial):
             return []
         if len(places) < len(orders):
             hooks = []
-            try:
-                for place, before, now in zip(places, orders, orders[1:], strict=False):
-                    turn = torch.tensor([before.index(sample) for sample in now])
-                    for m in place.layers:
-                        hooks.append(m.register_forward_hook(self._turn(place, turn)))
+            for place, before, now in zip(places, orders, orders[1:], strict=False):
+                turn = torch.tensor([before.index(sample) for sample in now])
+                hooks += [(m, self._turn(place, turn)) for m in place.layers]
+            with _hooked(hooks):
                 got = self.run(self.xb)
-            finally:
-                for hook in hooks:
-                    hook.remove()
             if self._is_equal(got, plain, list(orders[len(places)])):
                 return list(places)
             if len(places) == 1:
@@ -209,12 +215,11 @@ class Exchange(Trial):
         """Return places that the user named, with the number of their runs; ValueError if one fails the test."""
         remedy = (
             "Choose other layers (modules=[...]), join layers that share one place in a tuple, or say verify=False to "
-            "mix them nevertheless"
+            "mix them anyway"
         )
         for place in places:
             if not self.can_exchange(place):
-                got = {m: self.seen.get(m) for m in place.layers}
-                shapes = [[list(t.shape) for t in run] for runs in got.values() for run in runs or []]
+                shapes = [[list(t.shape) for t in run] for m in place.layers for run in self.seen.get(m, ())]
                 what = f"outputs of shapes {shapes}" if shapes else "no run in a forward pass"
                 raise ValueError(
                     f"Expected '{place.name}' to return floating-point tensors of {self.n} samples, (B, ...), got "
@@ -240,7 +245,6 @@ class Exchange(Trial):
 
     def _where(self, place: Place, path: list[Any]) -> str:
         """Return, in words, the first module after a place that what goes around it reaches."""
-        last = max(i for i, m in enumerate(self.order) if m in place.layers)
         names = {m: name for name, m in self.model.named_modules()}
-        on_path = [m for m in self.order[last + 1 :] if any(set(run) & set(path) for run in self.functions[m])]
+        on_path = [m for m in self._after(place) if any(set(run) & set(path) for run in self.functions[m])]
         return f", which reaches '{names[on_path[0]]}'" if on_path else ", which reaches the prediction"

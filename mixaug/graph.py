@@ -11,14 +11,12 @@ def functions(ts: Iterable[Tensor]) -> list[Any]:
     return [t.grad_fn for t in ts if t.grad_fn is not None]
 
 
-def ancestors(ts: Iterable[Tensor], without: Collection[Any] = ()) -> Iterator[Any]:
-    """Yield the functions that tensors were computed by, those of leaves too, but nothing behind those in `without`."""
+def ancestors(ts: Iterable[Tensor]) -> Iterator[Any]:
+    """Yield the functions that tensors were computed by, those of leaves too."""
     waiting = functions(ts)
     seen = set(waiting)
     while waiting:
         function = waiting.pop()
-        if function in without:
-            continue
         yield function
         new = {f for f, _ in function.next_functions if f is not None} - seen
         seen |= new
@@ -30,9 +28,9 @@ def is_leaf(function: Any) -> bool:
     return hasattr(function, "variable")
 
 
-def descends(ts: Iterable[Tensor], functions: Collection[Any]) -> bool:
-    """Return whether one of the tensors was computed by way of one of the functions."""
-    return any(f in functions for f in ancestors(ts))
+def descends(ts: Iterable[Tensor], some: Collection[Any]) -> bool:
+    """Return whether one of the tensors was computed by way of one of some functions."""
+    return bool(some) and any(f in some for f in ancestors(ts))
 
 
 def path_around(ts: Iterable[Tensor], cut: Collection[Any], leaves: Collection[Tensor]) -> list[Any] | None:

@@ -153,8 +153,8 @@ class _Search:
         return self.known[module]
 
     def usable(self, place: Place) -> bool:
-        layers = [m for layer in place.layers for m in layer.modules()]
-        if not any(map(has_weights, layers)) or self.in_time & set(layers):
+        in_time = any(m in self.in_time for layer in place.layers for m in layer.modules())
+        if in_time or not any(map(has_weights, place.layers)):
             return False
         return self.trial.can_exchange(place, self.accept) and self.trial.has_weights_after(place)
 

@@ -13,7 +13,7 @@ from ..graph import ancestors, descends, functions, is_leaf
 from ..handler import MixHandler
 from ..layers import find_places
 from ..lifecycle import OwnHook
-from ..mix import Mix, same, tensors
+from ..mix import Mix, tensors
 from ..options import MixOptions, Schedule, flag, with_options
 from ..targets import each, mixed_inputs
 from ..torch_private import forget_compiled, unwrapped
@@ -88,8 +88,7 @@ class ManifoldMixup(MixHandler):
         self._pass, self._places = self._new_pass(), []
         model = unwrapped(self.learn.model)
         inside = set(model.modules())
-        named = [m for value in self.modules or () for m in (value if isinstance(value, tuple) else (value,))]
-        if foreign := [type(m).__name__ for m in named if m not in inside]:
+        if foreign := [type(m).__name__ for m in _flat(self.modules or ()) if m not in inside]:
             raise ValueError(f"modules must be layers of {type(model).__name__}, got {foreign}")
         if isinstance(model, nn.DataParallel) and len(model.device_ids) > 1:
             raise ValueError(
@@ -122,14 +121,13 @@ class ManifoldMixup(MixHandler):
 
     def _find_places(self, xb: tuple) -> None:
         """Find the layers and test them, once a fit."""
-        own = vars(self.learn).get("_hooks_before_fit")
+        before = vars(self.learn).get("_hooks_before_fit")
 
         def is_own(key: int, hook: Any) -> bool:
-            return (own is None or key in own) and not isinstance(getattr(hook, "__self__", None), Callback)
+            return (before is None or key in before) and not isinstance(getattr(hook, "__self__", None), Callback)
 
-        self._places = find_places(
-            self.learn.model, xb if self.verify else (), self.modules, is_own=is_own, accept=self._pass.accepts
-        )
+        xb, accept = xb if self.verify else (), self._pass.accepts
+        self._places = find_places(self.learn.model, xb, self.modules, is_own=is_own, accept=accept)
         if not self._places:
             raise ValueError(self._none_found("that nothing goes around"))
 
@@ -180,13 +178,12 @@ class ManifoldMixup(MixHandler):
     def _is_mixed(self, pred: list[Tensor]) -> bool:
         if self._mixes_input or self.stack_x:
             return super()._is_mixed(pred)
-        own = self._passes.pred
-        if mixed := functions(self._pass.mixed):
-            return any(same(t, o) for t in pred for o in own) or descends(pred, mixed)
-        # A layer without gradients, or in a compiled model: its output is no part of the graph
-        if any(same(t, o) for t in pred for o in own) or descends(pred, {f for f in ancestors(own) if not is_leaf(f)}):
+        if self._passes.is_own(pred) or descends(pred, mixed := functions(self._pass.mixed)):
             return True
-        if self._pass.mixed and self._passes.begun == 1:
+        # A layer without gradients, or in a compiled model: its output is no part of the graph
+        if not mixed and descends(pred, {f for f in ancestors(self._passes.pred) if not is_leaf(f)}):
+            return True
+        if self._pass.mixed and not mixed and self._passes.begun == 1:
             raise RuntimeError(
                 "Expected a loss of the prediction, or of another pass, got one of something else, and layer "
                 f"'{self.mixed_layer}' has no gradients, by which one could tell whether it is mixed. Choose layers "
@@ -211,7 +208,7 @@ class ManifoldMixup(MixHandler):
         """Restore targets and loss, and mix no more."""
         super().after_batch()
         self._remove_loss_hook()
-        self._pass.forget()
+        self._pass.reset()
         self._mixes_input = False
 
     def _remove_loss_hook(self) -> None:
@@ -223,7 +220,7 @@ class ManifoldMixup(MixHandler):
         super()._restore_learner()
         self._hooked = False
         self._remove_loss_hook()
-        self._pass.forget()
+        self._pass.reset()
 
 
 class Pass:
@@ -248,7 +245,7 @@ class Pass:
         """Return whether outputs of these shapes can be mixed."""
         return True
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """Mix no more, and keep nothing of the batch."""
         self.mix, self.mixed = None, ()
 
@@ -293,7 +290,11 @@ class _Hook(OwnHook):
 
 def _modules(modules: Iterable[Any]) -> list[Any]:
     given = list(modules) if isinstance(modules, Iterable) and not isinstance(modules, nn.Module) else []
-    single = [m for value in given for m in (value if isinstance(value, tuple) else (value,))]
-    if not given or () in given or not all(isinstance(m, nn.Module) for m in single):
+    if not given or () in given or not all(isinstance(m, nn.Module) for m in _flat(given)):
         raise ValueError(f"modules must be a non-empty list of torch.nn.Module, or of tuples of them, got {modules!r}")
     return given
+
+
+def _flat(modules: Iterable[Any]) -> list[Any]:
+    """Return layers, those in tuples too."""
+    return [m for value in modules for m in (value if isinstance(value, tuple) else (value,))]
