@@ -95,8 +95,14 @@ class MixedBatch:
         return rule == "mask" and self.mix is not None and self.mix.mask.dtype == torch.bool
 
     def remixed(self, mix: Mix) -> "MixedBatch":
-        """Return the batch with the targets and the lam of another mix."""
-        return replace(self, mix=mix, lam=mix.lam, yb=mixed_targets(self.original, self.rules, mix, self.loss_func))
+        """Return the batch with the targets and the lam of another mix, whose mask may have other axes."""
+        method: Any = self.method
+        given = zip(self.original, each("targets", method.targets, self.original), self.rules, strict=True)
+        rules = tuple(
+            rule_for(y, said, mix, method, self.loss_func) if said == "mask" else rule for y, said, rule in given
+        )
+        yb = mixed_targets(self.original, rules, mix, self.loss_func)
+        return replace(self, mix=mix, lam=mix.lam, rules=rules, yb=yb)
 
 
 def mix_batch(
@@ -169,10 +175,10 @@ def mix_batch(
             mix = mix.shared()
         if method.clean:
             mix, one_lam = mix if whole else mix.after_clean(), False
-            xb, yb = map_tensors(lambda t: like(t, torch.cat([t, t])), (xb, yb))
+            xb, yb = map_tensors(lambda t: like(t, torch.cat([t, t])) if t.ndim else t, (xb, yb))
         yb1 = tuple(map(mix.partners, yb))
         if method.stack_x:
-            xb = (*xb, *map_tensors(mix.partners, xb), mix.lam)
+            xb = (*xb, *map_tensors(lambda t: mix.partners(t) if t.ndim else t, xb), mix.lam)
         elif method._mixes_input:
             xb = mixed_inputs(xb, in_rules, mix)
         mixed_yb = mixed_targets(yb, rules, mix, loss_func)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .graph import descends, functions, path_around
 from .mix import map_tensors, tensors
+from .torch_private import no_subclass
 from .trial import Trial
 
 
@@ -27,12 +28,14 @@ class Place:
         layers: Layers whose outputs are mixed together.
         run: Number of the only run that is mixed, of a layer that runs several times; None: each run.
         runs: How often the layers run in a forward pass, altogether; None: not tested.
+        rows: For each layer, whether the rows of a tensor that it returns are those of the samples; empty: not tested.
     """
 
     name: str = field(compare=False)
     layers: tuple[nn.Module, ...]
     run: int | None = None
     runs: int | None = field(default=None, compare=False)
+    rows: tuple[tuple[bool, ...], ...] = field(default=(), compare=False)
 
     @staticmethod
     def of(value: Any, names: dict[nn.Module, str]) -> "Place":
@@ -66,12 +69,14 @@ class Exchange(Trial):
 
     def __enter__(self) -> "Exchange":
         super().__enter__()
-        self.leaves: set[Tensor] = set()
-        self.seen: dict[nn.Module, list[list[Tensor]]] = {}  # the tensors that each run returns
-        self.order: list[nn.Module] = []  # in which runs end
-        self.functions: dict[nn.Module, list[Any]] = {}  # of the graph, of each run
+        given = self.xb
+        self.xb = self._padded()
         try:
-            self._record()
+            try:
+                self._record()
+            except Exception:  # not every model takes what is padded
+                self.xb = given
+                self._record()
         except BaseException as error:
             self.__exit__()
             if not isinstance(error, Exception):
@@ -82,10 +87,32 @@ class Exchange(Trial):
             ) from error
         return self
 
+    def _padded(self) -> tuple:
+        """Return the samples, some of which end early: a batch without padding hides that a mask goes around layers."""
+        given = [m.padding_idx for m in self.model.modules() if isinstance(m, nn.Embedding)]
+        code = next((code for code in given if code is not None), 1)
+
+        def pad(t: Tensor) -> Tensor:
+            if t.ndim < 2 or len(t) != self.n or not t.numel():
+                return t
+            t[1, ..., (t.shape[-1] + 1) // 2 :] = 0
+            if self.n > 2 and not t.is_floating_point() and t.max() >= code:
+                t[2, ..., (t.shape[-1] + 1) // 2 :] = code
+            if self.n > 3 and t.ndim > 2:
+                t[3, (t.shape[1] + 1) // 2 :] = 0  # steps in front of features
+            return t
+
+        with no_subclass():
+            return map_tensors(pad, map_tensors(Tensor.clone, self.xb))
+
     # By the graph of autograd
 
     def _record(self) -> None:
         """Run the model once, and keep what each module returns and the functions that computed it."""
+        self.leaves: set[Tensor] = set()
+        self.seen: dict[nn.Module, list[list[Tensor]]] = {}  # the tensors that each run returns
+        self.order: list[nn.Module] = []  # in which runs end
+        self.functions: dict[nn.Module, list[Any]] = {}  # of the graph, of each run
 
         def leaf(t: Tensor) -> Tensor:
             if not t.is_floating_point():
@@ -111,6 +138,10 @@ class Exchange(Trial):
     def runs_of(self, module: nn.Module) -> int:
         """Return how often a module runs in a forward pass."""
         return len(self.seen.get(module, ()))
+
+    def rows_of(self, module: nn.Module) -> tuple[bool, ...]:
+        """Return for each tensor that a module returns whether its rows are those of the samples."""
+        return tuple(map(self.has_rows, self.seen[module][0]))
 
     def around(self, place: Place) -> list[Any] | None:
         """Return a path of the graph from the prediction to the inputs that goes around a place; None if none does."""
@@ -159,7 +190,9 @@ class Exchange(Trial):
             runs = [p.in_run(i) for p, several in again.items() for i in several if len(several) > 1]
             passed |= set(self._pass([p for p in runs if self.around(p) is None], plain))
         found = [p for place in places for p in (place, *runs) if p in passed and p.layers == place.layers]
-        return [replace(place, runs=sum(map(self.runs_of, place.layers))) for place in found]
+        return [
+            replace(p, runs=sum(map(self.runs_of, p.layers)), rows=tuple(map(self.rows_of, p.layers))) for p in found
+        ]
 
     def _pass(self, places: Sequence[Place], plain: list[Tensor]) -> list[Place]:
         """Test places, all in one pass: the samples stand in another order behind each, up to the prediction.

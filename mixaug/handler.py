@@ -88,6 +88,7 @@ class MixHandler(Drawing):
     _mixed: MixedBatch | None = None
     _warned: tuple[str, ...] = ()
     _passes: Any = None
+    _other_targets: Any = None  # calls of the loss that have others
     _verified = False  # whether the loss was, in this fit
     _in_batch = False  # from before_batch until targets and loss are the user's again
 
@@ -155,7 +156,7 @@ class MixHandler(Drawing):
 
     def before_fit(self) -> None:
         """Check the set-up. Without a seed, start from where torch's global generator is."""
-        self._checked, self._verified, self._warned = True, False, ()
+        self._checked, self._verified, self._warned, self._other_targets = True, False, (), set()
         self._restore_learner()
         self._check_alpha()
         if self.seed is None:
@@ -171,7 +172,8 @@ class MixHandler(Drawing):
         """Put a :class:`MixUpLoss` in the place of the user's loss."""
         self._wrap_loss()
         if not is_compiled_in_place(self.learn.model):  # it would be compiled anew whenever the hook comes or goes
-            self.learn.model.register_forward_pre_hook(Watch(self), with_kwargs=True)
+            for register in (self.learn.model.register_forward_pre_hook, self.learn.model.register_forward_hook):
+                register(Watch(self), with_kwargs=True)
 
     def before_batch(self) -> None:
         """Draw the mix of the batch, and replace its inputs and targets."""
@@ -181,7 +183,8 @@ class MixHandler(Drawing):
         mixed = mix_batch(method, xb, yb, self.old_lf)
         # Bypass fastai's `__setattr__`, which is slow: it looks up every name in the learner and the model
         yb1 = None if mixed.mix is None else mixed.yb1
-        vars(self).update(_mixed=mixed, _passes=Passes(xb, yb, mixed), _in_batch=yb1 is not None)
+        passes = Passes(self.learn, mixed, self._other_targets)
+        vars(self).update(_mixed=mixed, _passes=passes, _in_batch=yb1 is not None)
         vars(self).update(mix=mixed.mix, lam=mixed.lam, yb1=yb1)
         self.learn.xb, self.learn.yb = mixed.xb, mixed.yb
 
@@ -194,19 +197,21 @@ class MixHandler(Drawing):
             self.learn.loss_func.mixer = self
         if self._in_batch and self._mixed is not None:
             self._mixed.check(self.learn.yb, self.old_lf)
-            self._passes.predicted(self.learn.pred, self.learn.yb)
+            self._passes.predicted()
 
     def lf(self, pred: Any, *yb: Any, **kwargs: Any) -> Tensor:
         """Return the mixed loss for this batch's predictions and targets, and the user's loss for any other call."""
         mixed, loss_func = self._mixed, partial(self.old_lf, **kwargs) if kwargs else self.old_lf
         if mixed is None:
             loss = self._loss_for_fastai(loss_func, pred, yb)
-        elif not self._passes.are_targets(yb, pred):
-            if not yb and self._passes.are_targets(tuple(tensors(list(kwargs.values()))), pred):
+        elif not self._passes.are_targets(yb):
+            if not yb and self._passes.are_targets(tuple(tensors(list(kwargs.values())))):
                 raise TypeError("Expected targets by position, learn.loss_func(pred, *learn.yb), got them by keyword")
+            if self._passes.are_part(yb) and self._is_mixed(pred):
+                raise TypeError("Expected the targets of the whole batch, learn.yb, got a part or a view of them")
             return loss_func(pred, *yb)
-        elif not self._is_mixed(tensors(pred)):
-            return loss_func(pred, *mixed.original)
+        elif not self._is_mixed(pred):
+            return loss_func(pred, *self._passes.unmixed(yb))
         else:
             loss = partial(mixed.loss, pred, *self._passes.targets, loss_func=loss_func)
         in_batch, self._in_batch = self._in_batch, False  # a loss that wraps this one gets the user's
@@ -227,9 +232,9 @@ class MixHandler(Drawing):
             return partial(mixed_loss, loss_func, pred, yb, self.yb1, self.lam)
         return partial(loss_func, pred, *yb)
 
-    def _is_mixed(self, pred: list[Tensor]) -> bool:
-        """Return whether a prediction, given its tensors, is of mixed inputs, in whatever pass."""
-        return not self._passes.saw_unmixed or self._passes.is_own(pred)
+    def _is_mixed(self, pred: Any) -> bool:
+        """Return whether a prediction is of mixed inputs, in whatever pass."""
+        return self._passes.is_mixed(pred)
 
     def before_backward(self) -> None:
         """Raise an error if the loss to train on is not the mixed one."""

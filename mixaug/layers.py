@@ -35,11 +35,12 @@ def hidden_layers(model: nn.Module, *xb: Any) -> dict[str, Any]:
 
     These are the layers marked by :func:`mixable`, else the network's blocks (residual blocks, encoder layers,
     `ConvLayer`, `LinBnDrop`, ...), else its layers with weights; never the one whose output is the prediction. Each is
-    tested on up to four samples: with its output exchanged for the partners', every output of the model must be the
-    partners'. A layer that something goes around (a residual connection, a branch, the skip connections of a U-Net, an
-    auxiliary head) fails, as does one that returns time in front of the batch. Layers that only pass together, such as
-    parallel stems, are mixed together, and one that runs several times in each run or in a single one. Recurrent layers
-    and the bodies that have them are left out. State, gradients and random generators are left as they are.
+    tested on up to four samples, some of them cut short as padding does it: with its output exchanged for the
+    partners', every output of the model must be the partners'. A layer that something goes around (a residual
+    connection, a branch, the skip connections of a U-Net, an auxiliary head) fails, as does one that returns time in
+    front of the batch. Layers that only pass together, such as parallel stems, are mixed together, and one that runs
+    several times in each run or in a single one. Recurrent layers and the bodies that have them are left out. State,
+    gradients and random generators are left as they are.
 
     Args:
         model: The network.

@@ -78,6 +78,16 @@ def remove_hooks(model: Any, owner: int) -> None:
             del hooks[key]
 
 
+def own_hooks(learn: Learner) -> Callable[[int, Any], bool]:
+    """Return a function that says whether a hook, given its key and itself, belongs to the model, not to a callback."""
+    before = vars(learn).get("_hooks_before_fit")
+
+    def is_own(key: int, hook: Any) -> bool:
+        return (before is None or key in before) and not isinstance(getattr(hook, "__self__", None), Callback)
+
+    return is_own
+
+
 def mixing_callbacks(learn: Learner) -> list[Any]:
     """Return the mixing callbacks of a learner."""
     return [cb for cb in learn.cbs if hasattr(type(cb), "_restore_learner")]

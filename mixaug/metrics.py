@@ -73,7 +73,7 @@ class MixedMetric(Metric):
             learn.yb = yb
 
     def _of_sample(self, i: int, pred: Any, yb: Any, yb1: Any, lam: Tensor) -> Any:
-        pred, yb, yb1 = map_tensors(lambda t: t[i : i + 1], (pred, tuple(yb), yb1))
+        pred, yb, yb1 = map_tensors(lambda t: t[i : i + 1] if t.ndim else t, (pred, tuple(yb), yb1))
         return to_detach(lam * self.original.func(pred, *yb) + (1 - lam) * self.original.func(pred, *yb1))
 
     @property

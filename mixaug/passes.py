@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .batch import MIX_LATER, MixedBatch
-from .graph import descends, functions
+from .graph import ancestors, descends, functions, is_leaf
 from .lifecycle import OwnHook
 from .mix import same, tensors
 from .targets import is_equal
@@ -17,45 +17,89 @@ class Passes:
     """Keeps track of the passes over one batch: the mixed one, second ones, those over the unmixed inputs.
 
     Args:
-        xb: Inputs before mixing.
-        yb: Targets before mixing.
+        learn: The learner, with the batch before mixing.
         mixed: The batch.
+        others: Which calls of the loss in a batch, by number, had other targets in a former batch of the fit.
     """
 
-    def __init__(self, xb: tuple, yb: tuple, mixed: MixedBatch):
-        self.xb, self.mixed_xb, self.targets = xb, mixed.xb, tuple(mixed.yb)
-        self.known = [tuple(yb), mixed.original, self.targets]  # the targets, in each form that they had
+    def __init__(self, learn: Any, mixed: MixedBatch, others: set[int]):
+        self.learn = learn
+        self.inputs = {"mixed": [mixed.xb], "unmixed": [learn.xb]}  # each in the forms that they had
+        self.targets = tuple(mixed.yb)
+        self.known = [tuple(learn.yb), mixed.original, self.targets]  # the targets, likewise
         self.pred: list[Tensor] = []
+        self.passes: list[tuple[Any, list[Tensor]]] = []  # inputs and predictions
         self.losses: list[Tensor] = []
-        self.begun, self.saw_unmixed = 0, False  # passes, and whether the last one was over the unmixed inputs
+        self.calls, self.others = 0, others
 
-    def predicted(self, pred: Any, yb: tuple) -> None:
-        """Take down the prediction of the mixed pass, and the targets as the last callback left them."""
-        self.pred, self.targets = tensors(pred), tuple(yb)
+    def predicted(self) -> None:
+        """Take down the prediction of the mixed pass, with inputs and targets as the last callback left them."""
+        self.pred, self.targets = tensors(self.learn.pred), tuple(self.learn.yb)
+        self.inputs["mixed"].append(self.learn.xb)
         self.known.append(self.targets)
 
-    def begins(self, inputs: Any, xb: tuple) -> None:
-        """Take down that a pass over these inputs begins; `xb` is the batch as the last callback left it."""
-        given, mixed, now = tensors(inputs), tensors(self.mixed_xb), tensors(xb)
+    def begins(self, inputs: Any) -> None:
+        """Raise an error if a pass over the batch begins with another number of samples than was mixed."""
+        given, mixed, now = map(tensors, (inputs, self.inputs["mixed"][-1], self.learn.xb))
         if len(now) == len(mixed) and any(x is t for x in given for t in now):
             sizes = [[len(t) for t in some if t.ndim] for some in (mixed, now)]
             if sizes[0] != sizes[1]:
                 raise ValueError(f"Expected {sizes[0]} samples, as were mixed, got {sizes[1]}. {MIX_LATER}")
-        self.begun += 1
-        unmixed = [x for x in tensors(self.xb) if not any(x is t for t in mixed)]
-        self.saw_unmixed = any(same(x, t) for x in unmixed for t in given)
 
-    def are_targets(self, yb: tuple, pred: Any) -> bool:
+    def are_targets(self, yb: tuple) -> bool:
         """Return whether these are the targets of this batch, before or after mixing."""
+        self.calls += 1
         known = [kind for kind in self.known if len(kind) == len(yb)]
         if known and all(any(same(y, t) for t in forms) for y, *forms in zip(yb, *known, strict=True)):
             return True
-        # A copy has the same values, which other targets of this prediction, such as pseudo-labels, have not
-        return self.is_own(tensors(pred)) and any(all(map(is_equal, yb, kind)) for kind in known)
+        # A copy always has the same values; other targets, such as pseudo-labels, once in a while
+        equal = any(all(map(is_equal, yb, kind)) for kind in known)
+        if not equal:
+            self.others.add(self.calls)
+        return equal and self.calls not in self.others
 
-    def is_own(self, pred: list[Tensor]) -> bool:
-        """Return whether a prediction, given its tensors, is that of the mixed pass or was computed from it."""
-        return any(same(t, own) for t in pred for own in self.pred) or descends(pred, functions(self.pred))
+    def are_part(self, yb: tuple) -> bool:
+        """Return whether some of these targets are parts of those of this batch."""
+        memory = [t.untyped_storage() for kind in self.known for t in kind]
+        return any(y.untyped_storage() is m for y in tensors(yb) for m in memory)
+
+    def origin(self, pred: Any) -> str:
+        """Return what a prediction was computed from.
+
+        The prediction of the mixed pass ("own"), what is "inside" of this pass, another pass over the "mixed", the
+        "unmixed" or "other" inputs, or something "unknown".
+        """
+        found = tensors(pred)
+        for inside in (False, True):  # the prediction of a pass, then its layers
+            for given, outputs in ((None, self.pred), *self.passes):
+                made = ancestors(outputs) if inside else functions(outputs)
+                if _is_from(found, outputs, {f for f in made if not is_leaf(f)}):
+                    return self._kind(given) if given is not None else "inside" if inside else "own"
+        return "own" if self.pred and pred is self.learn.pred else "unknown"  # another callback detached it
+
+    def is_mixed(self, pred: Any) -> bool:
+        """Return whether a prediction is of mixed inputs, in whatever pass; RuntimeError if that is not known."""
+        origin = self.origin(pred)
+        if origin in ("other", "unknown"):
+            raise RuntimeError(
+                "Expected a loss of what learn.model predicts for the batch, mixed or unmixed, got one of something "
+                "else (other inputs, another model, parts of the model), which may be either. Say which: "
+                "mixer.old_lf(pred, *yb) is the loss of an unmixed one, mixaug.mixed_loss(mixer.old_lf, pred, yb, "
+                "mixer.yb1, mixer.lam) that of a mixed one"
+            )
+        return origin != "unmixed"
+
+    def unmixed(self, yb: tuple) -> tuple:
+        """Return the targets for a prediction that is not mixed, given those of the loss."""
+        before, original, *_ = self.known
+        return before if len(yb) == len(before) and all(map(same, yb, before)) else original
+
+    def _kind(self, given: Any) -> str:
+        given = tensors(given)
+        for kind, forms in self.inputs.items():
+            if any(len(form) == len(given) and all(map(is_equal, form, given)) for form in map(tensors, forms)):
+                return kind
+        return "other"
 
     def require_mixed(self, loss: Tensor) -> None:
         """Raise an error if the loss to train on does not have a mixed loss in it."""
@@ -72,17 +116,25 @@ class Passes:
             )
 
 
+def _is_from(pred: list[Tensor], outputs: list[Tensor], made: set[Any]) -> bool:
+    return any(same(t, own) for t in pred for own in outputs) or descends(pred, made)
+
+
 class Watch(OwnHook):
-    """A hook that notices passes of the model, or of a copy of it, over inputs as they were before mixing."""
+    """A hook, before and after the passes of the model and of its copies, that takes down what they are over."""
 
     def __init__(self, mixer: Any):
         super().__init__(id(mixer))
         self.mixer = ref(mixer)
 
-    def __call__(self, module: Any, args: Any, kwargs: Any) -> None:
+    def __call__(self, module: Any, args: Any, kwargs: Any, *output: Any) -> None:
         mixer = None if torch.compiler.is_compiling() else self.mixer()
-        if mixer is not None and mixer._passes is not None:
-            mixer._passes.begins((args, kwargs), mixer.learn.xb)
+        if mixer is None or mixer._passes is None:
+            return
+        if output:
+            mixer._passes.passes.append(((args, kwargs), tensors(output)))
+        else:
+            mixer._passes.begins((args, kwargs))
 
     def __deepcopy__(self, memo: dict) -> "Watch":
         return self

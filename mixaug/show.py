@@ -163,11 +163,13 @@ def _part(lam: float, is_target: bool, rule: Any, shown: Any, original: Any, oth
 
 
 def _label(lam: float, rule: Any, shown: Any, original: Any, other: Any) -> Any:
-    """Return the coefficients of two labels in words; a segmentation mask as it is, and a label that is kept."""
+    """Return the coefficients of two labels in words; a segmentation mask and a label that is kept as they are."""
     if isinstance(shown, Tensor) and shown.ndim > 1:
         return shown
     if rule == "keep":
         return TitledStr(_words(original))
+    if callable(rule):
+        return TitledStr(f"targets({_words(original)}, {_words(other)})")
     parts = f"{lam:.2f} {_words(original)}", f"+ {1 - lam:.2f} {_words(other)}"
     return TitledStr(("\n" if len("".join(parts)) > 25 else " ").join(parts))
 

@@ -103,6 +103,10 @@ class Trial:
 
     def run(self, xb: tuple) -> list[Tensor]:
         """Return the tensors that the model predicts, of floats with a row for each sample."""
+        return [t for t in tensors(self.predict(xb)) if self.has_rows(t)]
+
+    def predict(self, xb: tuple) -> Any:
+        """Return what the model predicts."""
         random.seed(0)
         np.random.seed(0)
         torch.manual_seed(0)
@@ -110,7 +114,7 @@ class Trial:
         text = sys.modules.get("fastai.text.models.core")
         if text and isinstance(self.model, text.SequentialRNN):
             pred = pred[0]  # all that RNNCallback leaves to the loss
-        return [t for t in tensors(pred) if self.has_rows(t)]
+        return pred
 
     def has_rows(self, t: Tensor) -> bool:
         """Return whether a tensor has floats, with a row for each sample."""

@@ -35,7 +35,6 @@ from mixaug import (
     MixHandler,
     MixUp,
     OneOf,
-    OutputMixup,
     ResizeMix,
     mix_batch,
     sample_partner,
@@ -241,17 +240,6 @@ def test_a_loss_called_with_keywords_is_mixed_as_it_asks(reduction):
     parts = [F.cross_entropy(row.pred, y, reduction="none") for (y,) in (row.y0, row.partners)]
     each = row.lam * parts[0] + (1 - row.lam) * parts[1]
     close(seen[0].detach(), {"mean": each.mean(), "sum": each.sum(), "none": each}[reduction])
-
-
-@pytest.mark.parametrize("method", [MixUp, OutputMixup])
-def test_another_call_of_the_loss_is_the_users_unless_it_is_of_the_mixed_inputs(method):
-    other, y, seen = torch.randn(BS, C), classes(n=BS), []
-    call = on("after_pred", lambda learn: seen.extend(learn.loss_func(other, t) for t in (y, learn.y)), 5)
-    learn = trained(method(), images(n=BS), y, cbs=[call])
-    check_losses(learn)
-    (row,) = learn.spy.batches
-    assert torch.equal(seen[0], F.cross_entropy(other, y))
-    close(seen[1], slow_loss(other, [y], row.partners, row.lam) if method is MixUp else seen[0])
 
 
 def squared(pred, y):

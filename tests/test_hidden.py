@@ -17,6 +17,11 @@ from mixaug import ManifoldMixup, Mix, OutputMixup, PatchUp, sample_partner
 from mixaug.methods.output import blend_floats
 
 
+class Join(nn.Module):
+    def forward(self, pair):
+        return pair[0] @ pair[1].T
+
+
 class Net(nn.Module):
     """A network whose forward pass is a function."""
 
@@ -119,6 +124,29 @@ class TestPatchUp:
             with pytest.raises(ValueError, match="CutMix"):
                 trained(PatchUp(hard=hard, modules=[model[0]]), y=y, model=model, loss=lambda pred, y: pred.sum())
 
+    def test_dense_targets_are_cut_where_the_layer_is_if_this_is_said(self, hard):
+        model, loss = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, C, 1)), nn.MSELoss()
+        mixer = PatchUp(hard=hard, targets="mask", modules=[model[0]])
+        for row in trained(mixer, y=torch.rand(N, C, 5, 6), model=model, loss=loss, fit=(2, 0.01)).spy.batches:
+            close(row.loss, loss(row.pred, slow_mix(row.y0[0], row.mix)))
+        if hard:
+            y, loss = classes(5, 6), nn.CrossEntropyLoss()
+            for row in trained(mixer, y=y, model=model, loss=loss, fit=(2, 0.01)).spy.batches:
+                close(row.loss, loss(row.pred, slow_mix(row.y0[0], row.mix)))
+
+    @pytest.mark.parametrize("rule", ["average", "keep", None])
+    def test_targets_that_another_callback_changed_are_used_or_raise_type_error(self, hard, rule):
+        change = on("before_batch", lambda learn: setattr(learn, "yb", (learn.y * 100,)), 5)
+        model, loss = cnn(), nn.MSELoss()
+        learn = learner(PatchUp(hard=hard, targets=rule), y=torch.rand(N, C), model=model, loss=loss, cbs=[change])
+        if rule == "keep":
+            learn.fit(2, 0.01)
+            for row in learn.spy.batches:
+                close(row.loss, loss(row.pred, row.y0[0] * 100))
+            return
+        with pytest.raises(TypeError, match=r"mixer\.order = 50"):
+            learn.fit(2, 0.01)
+
 
 # Outputs in nests
 
@@ -140,6 +168,41 @@ def test_every_floating_point_tensor_of_the_batch_is_mixed():
     assert [type(part) for part in got] == [type(part) for part in given]
     with pytest.raises(ValueError, match="modules="):
         blend_floats(mix, [torch.randn(2, 3), i])
+
+
+class WithTable(nn.Module):
+    """Returns a table beside its features, with as many rows as a batch has by accident."""
+
+    def __init__(self, table_first=False):
+        super().__init__()
+        self.linear, self.table, self.first = nn.Linear(60, C), nn.Parameter(torch.randn(BS, C)), table_first
+
+    def forward(self, x):
+        both = self.linear(x.flatten(1)), self.table * 1
+        return both[::-1] if self.first else both
+
+
+def test_a_table_with_as_many_rows_as_samples_is_not_mixed():
+    loss = lambda pred, y: nn.functional.cross_entropy(pred[0] @ pred[1].T, y)  # noqa: E731
+    model, x = WithTable(), images(n=2 * BS)
+    learn = trained(OutputMixup(8), x, model=model, loss=loss, fit=(2, 0.0))
+    learn.model = WithTable(table_first=True)
+    learn.fit(2, 0.0)
+    for row, now in zip(learn.spy.batches, [model] * 4 + [learn.model] * 4, strict=True):
+        preds = row.pred[::-1] if now.first else row.pred
+        close(preds[1], now.table)
+        close(preds[0], slow_mix(now.linear(row.x0[0].flatten(1)), row.mix))
+    seen, hidden = [], nn.Sequential(model, Join())
+    hidden[1].register_forward_pre_hook(lambda m, args: seen.append(args[0][1]))
+    trained(ManifoldMixup(8, modules=[model], input_mixup=False), x, model=hidden, fit=(2, 0.0))
+    for table in seen:
+        assert len(table) < 3 or torch.equal(table, model.table)
+
+
+def test_a_model_that_is_replaced_in_the_fit_raises_runtime_error():
+    change = on("after_batch", lambda learn: setattr(learn, "model", copy.deepcopy(learn.model)))
+    with pytest.raises(RuntimeError, match="replaced in the fit"):
+        trained(ManifoldMixup(input_mixup=False), cbs=[change])
 
 
 def test_output_mixup_mixes_whatever_the_model_returns():

@@ -263,6 +263,65 @@ def swapped(model, place, x):
     return got, [t[partner] for t in tensors(model(x.clone()))]
 
 
+class Padded(nn.Module):
+    """Takes sentences, of which a mask leaves out what is padded: by a code, by a mask that is given, or by zeros."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind, self.first = kind, nn.Linear(6, 6) if kind == "zeros" else nn.Embedding(9, 6)
+        if kind == "own code":
+            self.first.padding_idx = 7
+        self.hidden, self.head = nn.Linear(6, 6), nn.Linear(6, C)
+
+    def forward(self, x, mask=None):
+        code = {"code 1": 1, "own code": 7}.get(self.kind, 0)
+        mask = (x != code if self.kind != "zeros" else (x != 0).any(-1)) if mask is None else mask
+        h = self.hidden(self.first(x)) * mask[..., None]
+        return self.head(h.sum(1) / mask.sum(1, keepdim=True))
+
+
+CODES = torch.randint(2, 7, (5, 8))
+CODES[0, 0] = 8
+
+
+@pytest.mark.parametrize(
+    ("kind", "xb"),
+    {
+        "code 0": (CODES,),
+        "code 1": (CODES,),
+        "own code": (CODES,),
+        "a mask": (CODES, torch.ones(5, 8)),
+        "a mask of bools": (CODES, torch.ones(5, 8) > 0),
+        "a mask of integers": (CODES, torch.ones(5, 8, dtype=torch.int64)),
+        "zeros": (torch.randn(5, 8, 6),),
+    }.items(),
+)
+def test_a_mask_goes_around_even_if_the_first_batch_has_no_padding(kind, xb):
+    model = Padded(kind)
+    assert not find_places(model, xb)
+    with pytest.raises(ValueError, match="verify=False"):
+        find_places(model, xb, [model.hidden])
+
+
+def test_codes_that_a_table_does_not_have_are_not_tried():
+    """Where a GPU would have to be restarted."""
+
+    def flow(net, x, site):
+        mask = x != 1
+        return net.head((net.b(net.a(x)) * mask[..., None]).sum(1) + net.c(site).mean(1))
+
+    layers = {"a": nn.Embedding(9, 6), "c": nn.Embedding(1, 6)}
+    assert not find_places(Flow(flow, **layers), (CODES, torch.zeros(5, 2, dtype=torch.int64)))
+
+
+def test_a_model_that_takes_no_padding_is_tested_as_the_batch_is():
+    def flow(net, x):
+        assert (x != 0).all()
+        return LINE(net, x)
+
+    assert [place.name for place in find_places(Flow(flow), (torch.randn(5, 6),))] == ["a", "b", "c"]
+
+
 @pytest.mark.parametrize(("flow", "layers", "names"), FLOWS.values(), ids=FLOWS)
 def test_only_layers_that_nothing_goes_around_are_found(flow, layers, names):
     torch.manual_seed(1)

@@ -42,6 +42,22 @@ def test_a_function_is_weighted_sample_by_sample(method):
     assert mixed_valid == plain_valid
 
 
+def test_a_number_in_the_prediction_is_that_of_each_sample():
+    class Scaled(nn.Linear):
+        def forward(self, x):
+            return super().forward(x.flatten(1)), self.bias.sum()
+
+    loss = lambda pred, y: nn.functional.cross_entropy(pred[0] * pred[1], y)  # noqa: E731
+    metric = MixedMetric(lambda pred, y: right(pred[0] * pred[1], y).mean())
+    learn = learner(MixUp(1), model=Scaled(60, C), loss=loss)
+    _, mixed, *_ = record(learn, metric)
+    total = 0.0
+    for row in learn.spy.batches:
+        pred = row.pred[0] * row.pred[1]
+        total += (row.lam * right(pred, *row.y0) + (1 - row.lam) * right(pred, *row.partners)).sum()
+    assert mixed == pytest.approx(total.item() / N)
+
+
 def test_any_other_metric_keeps_two_accounts():
     learn = learner(MixUp(1), model=nn.Sequential(nn.Flatten(), nn.Linear(60, C)))
     _, mixed, plain, *_ = record(learn, MixedMetric(F1Score(average="macro")), accuracy)

@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections import OrderedDict, defaultdict
+from itertools import permutations
 
 import numpy as np
 import pytest
@@ -335,6 +336,19 @@ def test_choose_mixes_each_sample_as_one_of_the_mixes(size, at, seed):
         torch.testing.assert_close(out[i], some[k].blend(x)[i])
         torch.testing.assert_close(chosen.lam[i], some[k].lam[i])
         assert chosen.partner[i] == some[k].partner[i]
+
+
+def test_choose_between_partners_pasted_in_different_axes():
+    """Frames and pictures: one box for all frames, and one that ends in time too."""
+    x, partner, lam = torch.randn(4, 2, 6, 4, 4), torch.tensor([1, 2, 3, 0]), torch.full((4,), 0.6)
+    some = Mix(partner, *paste_mask(lam, (4, 4))), Mix(partner, *paste_mask(lam, (6, 4, 4))), Mix(partner, lam)
+    for order in permutations(range(3)):
+        choice = torch.tensor([*order, 0])
+        out = choose(some, choice).blend(x)
+        halves = choose(some[:2], choice % 2).masked(x[..., ::2, ::2, ::2])  # at another resolution
+        for i, k in enumerate(choice):
+            torch.testing.assert_close(out[i], some[k].blend(x)[i])
+            torch.testing.assert_close(halves[i], some[k % 2].masked(x[..., ::2, ::2, ::2])[i])
 
 
 def test_choose_between_masks_of_different_axes():

@@ -1,6 +1,7 @@
 """Several passes, several losses, and other callbacks in one batch: exact, or an error that says what to do."""
 
 import copy
+from contextlib import suppress
 from functools import partial
 
 import pytest
@@ -12,7 +13,15 @@ from fastai.torch_core import to_detach
 from reference import close, slow_loss
 from torch import nn
 
-from mixaug import CutMix, ManifoldMixup, MixUp, OneOf, OutputMixup, PatchUp
+from mixaug import (
+    CutMix,
+    ManifoldMixup,
+    MixUp,
+    OneOf,
+    OutputMixup,
+    PatchUp,
+    mixed_loss,
+)
 
 
 def hidden(alpha=8, **options):
@@ -83,6 +92,101 @@ def test_a_pass_over_the_unmixed_inputs_has_the_unmixed_loss(method, twin):
         close(again, row.loss)
 
 
+# Passes over anything else: each of these is a prediction of clean inputs `x`, or of the mixed ones `learn.x`
+FURTHER = {
+    "a clone": lambda learn, x, peer: learn.model(x.clone()),
+    "with noise": lambda learn, x, peer: learn.model(x + 0.1),
+    "flipped": lambda learn, x, peer: learn.model(x.flip(-1)),
+    "by parts of the model": lambda learn, x, peer: learn.model[3:](learn.model[:3](x)),
+    "by another model": lambda learn, x, peer: peer(x),
+    "half of a pass over both": lambda learn, x, peer: learn.model(torch.cat([learn.x, x]))[len(x) :],
+    "without gradients": lambda learn, x, peer: learn.model(x).detach() * 2,
+}
+
+
+@methods
+@pytest.mark.parametrize("further", FURTHER.values(), ids=FURTHER)
+def test_a_further_prediction_of_the_unmixed_inputs_has_the_unmixed_loss_or_raises(method, further):
+    kept, seen, peer = Kept(-1), [], nn.Sequential(nn.Flatten(), nn.Linear(60, C))
+
+    def add(learn):
+        if learn.training:
+            pred = further(learn, kept.inputs[0], peer)
+            seen.append((learn.loss_func(pred, *learn.yb).detach(), pred.detach()))
+
+    model = nn.Sequential(nn.Flatten(), nn.Linear(60, 8), nn.Tanh(), nn.Linear(8, C))
+    learn = learner(method(8), model=model, cbs=[kept, on("after_loss", add, 60)])
+    if method in (MixUp, CutMix) and further is not FURTHER["a clone"]:
+        with pytest.raises(RuntimeError, match=r"may be either. Say which: mixer\.old_lf\(pred, \*yb\)"):
+            learn.fit(2)
+        return
+    if method is METHODS["OneOf"]:  # it may choose MixUp
+        with suppress(RuntimeError):
+            learn.fit(2)
+    else:
+        learn.fit(2)
+    for row, (value, pred) in zip(learn.spy.batches, seen, strict=False):
+        close(value, F.cross_entropy(pred, *row.y0))
+
+
+@methods
+@pytest.mark.parametrize("clean_first", [False, True])
+def test_losses_of_two_further_passes_are_each_of_their_own(method, clean_first):
+    kept, seen = Kept(-1), []
+
+    def both(learn):
+        if learn.training:
+            passes = [lambda: learn.model(*learn.xb), lambda: learn.model(*kept.inputs)]
+            preds = [run() for run in (passes[::-1] if clean_first else passes)]
+            mixed, clean = preds[::-1] if clean_first else preds
+            seen.append([t.detach() for p in (mixed, clean) for t in (learn.loss_func(p, *learn.yb), p)])
+
+    learn = trained(method(8), cbs=[kept, on("after_loss", both, 60)], fit=(2, 0.01))
+    for row, (value, mixed, plain, clean) in zip(learn.spy.batches, seen, strict=True):
+        input_is_mixed = row.place == "input"
+        close(
+            value,
+            slow_loss(mixed, row.y0, row.partners, row.lam) if input_is_mixed else F.cross_entropy(mixed, *row.y0),
+        )
+        close(plain, F.cross_entropy(clean, *row.y0))
+
+
+def test_what_the_error_says_of_an_unknown_prediction_is_right():
+    peer, kept, seen = nn.Sequential(nn.Flatten(), nn.Linear(60, C)), Kept(-1), []
+
+    def add(learn):
+        if learn.training:
+            mixer, mixed, clean = learn.mix_up, peer(*learn.xb), peer(*kept.inputs)
+            both = mixed_loss(mixer.old_lf, mixed, learn.yb, mixer.yb1, mixer.lam), mixer.old_lf(clean, *learn.yb)
+            seen.append([t.detach() for t in (*both, mixed, clean)])
+
+    learn = trained(MixUp(8), images(n=BS), cbs=[kept, on("after_pred", add, 60)])
+    (row,) = learn.spy.batches
+    ((both, plain, mixed, clean),) = seen
+    close(both, slow_loss(mixed, row.y0, row.partners, row.lam))
+    close(plain, F.cross_entropy(clean, *row.y0))
+
+
+def test_an_unmixed_pass_beside_a_batch_with_its_clean_half():
+    kept, seen = Kept(-1), []
+
+    def add(learn):
+        if learn.training:
+            pred = learn.model(*kept.inputs)
+            seen.append((learn.loss_func(pred, *kept.targets).detach(), pred.detach(), *kept.targets))
+
+    trained(MixUp(8, clean=True), cbs=[kept, on("after_loss", add, 60)])
+    for value, pred, y in seen:
+        close(value, F.cross_entropy(pred, y))
+
+
+@methods
+def test_a_part_of_the_targets_beside_a_mixed_prediction_raises_type_error(method):
+    call = on("after_loss", lambda learn: learn.loss_func(learn.pred[:4], learn.y[:4]) if learn.training else None, 60)
+    with pytest.raises(TypeError, match=r"whole batch, learn\.yb"):
+        trained(method(8), cbs=[call])
+
+
 class TwoHeads(nn.Module):
     def __init__(self):
         super().__init__()
@@ -145,7 +249,35 @@ def test_a_body_without_gradients(method):
     model = cnn()
     for p in model[:4].parameters():
         p.requires_grad_(False)
-    learn = trained(method(8), model=model, fit=(2, 0.01))
+    seen = []
+
+    def again(learn):
+        if learn.training:
+            pred = learn.model(*learn.xb)
+            seen.append((learn.loss_func(pred, *learn.yb).detach(), pred.detach()))
+
+    learn = trained(method(8), model=model, cbs=[on("after_loss", again, 60)], fit=(2, 0.01))
+    for row, (value, pred) in zip(learn.spy.batches, seen, strict=True):
+        close(row.loss, slow_loss(row.pred, row.y0, row.partners, row.lam))
+        mixed = slow_loss(pred, row.y0, row.partners, row.lam)
+        close(value, mixed if row.place == "input" else F.cross_entropy(pred, *row.y0))
+
+
+def test_a_second_pass_over_inputs_that_another_callback_changed():
+    change = on("before_batch", lambda learn: setattr(learn, "xb", (learn.x * 2,)), 5)
+    seen = []
+    again = on("before_backward", lambda learn: seen.append(learn.loss_func(learn.model(*learn.xb), *learn.yb)), 60)
+    for row, value in zip(trained(MixUp(8), cbs=[change, again]).spy.batches, seen, strict=True):
+        close(value.detach(), row.loss)
+
+
+@methods
+def test_a_prediction_that_another_callback_detached_is_the_mixed_one(method):
+    """As it is where gradients of the prediction are computed first, for large batches."""
+    detach = on("after_pred", lambda learn: setattr(learn, "pred", (2 * learn.pred.detach()).requires_grad_()), 60)
+    learn = learner(method(8), cbs=[detach])
+    learn.spy.order = 70
+    learn.fit(1)
     for row in learn.spy.batches:
         close(row.loss, slow_loss(row.pred, row.y0, row.partners, row.lam))
 
@@ -185,6 +317,21 @@ def test_a_copy_of_the_targets_is_told_by_its_values():
     call = on("after_loss", lambda learn: seen.append(learn.loss_func(learn.pred, kept.targets[0].clone())), 60)
     (row,) = trained(MixUp(8), images(n=BS), cbs=[kept, call]).spy.batches
     close(seen[0].detach(), row.loss)
+
+
+@methods
+def test_other_targets_that_happen_to_be_equal_are_told_by_what_they_were_before(method):
+    """Pseudo-labels, of which those of a trained model are those of the batch now and then."""
+    seen = []
+
+    def add(learn):
+        if learn.training:
+            pseudo = learn.y.clone() if learn.iter else (learn.y + 1) % C
+            seen.append((learn.loss_func(learn.pred, pseudo).detach(), pseudo))
+
+    learn = trained(method(8), cbs=[on("after_loss", add, 60)], fit=(3, 0.01))
+    for row, (value, pseudo) in zip(learn.spy.batches, seen, strict=True):
+        close(value, F.cross_entropy(row.pred, pseudo))
 
 
 def test_targets_by_keyword_raise_type_error():

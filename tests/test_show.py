@@ -80,6 +80,11 @@ def test_a_label_that_is_kept_is_shown_alone():
     assert {ax.get_title() for ax in axes} <= {"cat", "dog"}
 
 
+def test_a_label_of_a_function_is_shown_as_its_call():
+    axes = MixUp(8.0, targets=lambda mix, y: y).show_batch(data("classes")[0], max_n=4)
+    assert all(re.match(r"targets\((cat|dog), (cat|dog)\)$", ax.get_title()) for ax in axes)
+
+
 def test_segmentation_masks_are_shown_as_they_are_cut():
     x, y = images(n=8), classes(5, 6, n=8)
     _, mixed, record = _mixed(CutMix(), (x,), (y,), fv.CrossEntropyLossFlat(axis=1))

@@ -276,6 +276,13 @@ def test_an_input_is_kept_or_mixed_by_a_function(method):
         close(row.loss, slow_loss(row.pred, row.y0, row.partners, row.lam))
 
 
+@pytest.mark.parametrize("how", [{}, {"clean": True}, {"stack_x": True}])
+def test_a_number_in_a_nest_of_inputs_stays(how):
+    x, t, y = torch.rand(4, 3), torch.tensor(2.0), torch.arange(4)
+    mixed = mix_batch(MixUp(**how), ({"x": x, "t": t},), y, nn.CrossEntropyLoss())
+    assert all(nest["t"] is t for nest in mixed.xb if isinstance(nest, dict))
+
+
 def test_manifold_mixup_mixes_the_inputs_by_their_rules():
     codes, x = torch.randint(0, 4, (N, 3)), torch.randn(N, 6)
 

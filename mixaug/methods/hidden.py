@@ -4,15 +4,14 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from fastai.callback.core import Callback
-from torch import Tensor, nn
+from torch import nn
 from typing_extensions import Unpack
 
 from ..exchange import Place
-from ..graph import ancestors, descends, functions, is_leaf
+from ..graph import descends, functions
 from ..handler import MixHandler
 from ..layers import find_places
-from ..lifecycle import OwnHook
+from ..lifecycle import OwnHook, own_hooks
 from ..mix import Mix, tensors
 from ..options import MixOptions, Schedule, flag, with_options
 from ..targets import each, mixed_inputs
@@ -121,13 +120,8 @@ class ManifoldMixup(MixHandler):
 
     def _find_places(self, xb: tuple) -> None:
         """Find the layers and test them, once a fit."""
-        before = vars(self.learn).get("_hooks_before_fit")
-
-        def is_own(key: int, hook: Any) -> bool:
-            return (before is None or key in before) and not isinstance(getattr(hook, "__self__", None), Callback)
-
         xb, accept = xb if self.verify else (), self._pass.accepts
-        self._places = find_places(self.learn.model, xb, self.modules, is_own=is_own, accept=accept)
+        self._places = find_places(self.learn.model, xb, self.modules, is_own=own_hooks(self.learn), accept=accept)
         if not self._places:
             raise ValueError(self._none_found("that nothing goes around"))
 
@@ -135,8 +129,8 @@ class ManifoldMixup(MixHandler):
         """Register the hooks until the end of the training: compiled models do not notice changes."""
         self._hooked = True
         for at, place in enumerate(self._places):
-            for m in place.layers:
-                m.register_forward_hook(_Hook(id(self), self._pass, self.learn.model, m, at, place.run))
+            for m, rows in zip(place.layers, place.rows or [()] * len(place.layers), strict=True):
+                m.register_forward_hook(_Hook(id(self), self._pass, self.learn.model, m, at, place.run, rows))
         if self._pass.runs is None:
             forget_compiled()  # or a graph that was compiled without hooks would be used
         self._pass.runs = []
@@ -155,7 +149,8 @@ class ManifoldMixup(MixHandler):
         if self.mixed_layer is None:  # the input
             self._mixes_input = True
             self.mix = mix = self._pass.mix_for(to_mix)
-            self.learn.xb = self._passes.mixed_xb = mixed_inputs(xb, rules, mix)
+            self.learn.xb = mixed_inputs(xb, rules, mix)
+            self._passes.inputs["mixed"] = [self.learn.xb]
 
     def after_pred(self) -> None:
         """Check that the layer ran as often as it did when it was tested."""
@@ -163,6 +158,8 @@ class ManifoldMixup(MixHandler):
             self._pass.running = False
             if self.mixed_layer is not None:
                 place, ran = self._places[self._pass.at], self._pass.runs[self._pass.at]
+                if ran == 0 and not set(place.layers) <= set(unwrapped(self.learn.model).modules()):
+                    raise RuntimeError(f"Expected the model that has '{place.name}', but it was replaced in the fit")
                 if ran == 0 and self.learn.model.training:  # some models skip layers at random
                     self._restore_targets()
                     self.mix, self.yb1, self.lam = None, None, torch.ones_like(self.lam)
@@ -175,21 +172,20 @@ class ManifoldMixup(MixHandler):
                     )
         super().after_pred()
 
-    def _is_mixed(self, pred: list[Tensor]) -> bool:
+    def _is_mixed(self, pred: Any) -> bool:
         if self._mixes_input or self.stack_x:
             return super()._is_mixed(pred)
-        if self._passes.is_own(pred) or descends(pred, mixed := functions(self._pass.mixed)):
+        origin, mixed = self._passes.origin(pred), functions(self._pass.mixed)
+        if origin == "own" or descends(tensors(pred), mixed):
             return True
-        # A layer without gradients, or in a compiled model: its output is no part of the graph
-        if not mixed and descends(pred, {f for f in ancestors(self._passes.pred) if not is_leaf(f)}):
-            return True
-        if self._pass.mixed and not mixed and self._passes.begun == 1:
+        if self._pass.mixed and not mixed and origin == "unknown":
             raise RuntimeError(
                 "Expected a loss of the prediction, or of another pass, got one of something else, and layer "
                 f"'{self.mixed_layer}' has no gradients, by which one could tell whether it is mixed. Choose layers "
                 "that are trained (modules=[...]), or compute the loss from learn.pred"
             )
-        return False
+        # The output of a layer without gradients, or in a compiled model, is no part of the graph
+        return origin == "inside" and not mixed
 
     def after_loss(self) -> None:
         """Restore the targets, unless the input was mixed and another pass may follow."""
@@ -259,9 +255,11 @@ class Pass:
 class _Hook(OwnHook):
     """The forward hook of a layer in place `at`, to mix all its runs or one. It does nothing in copies of the model."""
 
-    def __init__(self, owner: int, state: Pass, model: nn.Module, layer: nn.Module, at: int, run: int | None):
+    def __init__(
+        self, owner: int, state: Pass, model: nn.Module, layer: nn.Module, at: int, run: int | None, rows: Any
+    ):
         super().__init__(owner)
-        self.state, self.model, self.layer, self.at, self.run = state, model, layer, at, run
+        self.state, self.model, self.layer, self.at, self.run, self.rows = state, model, layer, at, run, rows
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
         state, at = self.state, self.at
@@ -275,7 +273,7 @@ class _Hook(OwnHook):
                 return None
             state.used[at] = mix = state.mix_for(output)
             mask = torch.where(state.drawn == at, mix.mask, torch.ones_like(mix.mask))
-            return blend_floats(Mix(mix.partner, mask), output)
+            return blend_floats(Mix(mix.partner, mask), output, self.rows)
         if module is not self.layer or not self.model.training:  # of a copy of the model
             return None
         state.check(output)
@@ -283,7 +281,7 @@ class _Hook(OwnHook):
         if state.at != at or self.run not in (None, state.runs[at] - 1):
             return None
         state.used[at] = state.mix_for(output)
-        output = blend_floats(state.used[at], output)
+        output = blend_floats(state.used[at], output, self.rows)
         state.mixed = (*state.mixed, *tensors(output))
         return output
 

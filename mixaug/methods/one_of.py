@@ -31,8 +31,10 @@ def choose(mixes: Sequence[Mix], choice: Tensor) -> Mix:
     """
     ndim = max(mix.mask.ndim for mix in mixes)
     masks = [mix.mask.view(len(choice), *[1] * (ndim - mix.mask.ndim), *mix.mask.shape[1:]) for mix in mixes]
-    same_place = next((mix.unmixed().source_index for mix in mixes if mix.source_index), ())
-    fields = [(mix.partner, mask, *(mix.source_index or same_place)) for mix, mask in zip(mixes, masks, strict=True)]
+    size = torch.broadcast_shapes(*(mask.shape for mask in masks))[1:] if any(mix.source_index for mix in mixes) else ()
+    same_place = [torch.arange(n, device=choice.device).expand(len(choice), n) for n in size]
+    index = [(*same_place[: len(size) - len(mix.source_index)], *mix.source_index) for mix in mixes]
+    fields = [(mix.partner, mask, *i) for mix, mask, i in zip(mixes, masks, index, strict=True)]
     chosen = [choice == k for k in range(len(mixes))]
 
     def pick(field: Sequence[Tensor]) -> Tensor:
@@ -164,6 +166,7 @@ class OneOf(MixHandler):
 
     def _lend_rng(self, method: MixHandler) -> MixHandler:
         """Have a method draw from the random generator of this one, unless it has a seed."""
+        method._other_targets = self._other_targets  # by whichever method they were seen
         if method.seed is None:
             method._rng = self.rng
         return method

@@ -8,9 +8,11 @@ import torch
 from torch import nn
 from typing_extensions import Unpack
 
+from ..batch import MIX_LATER
 from ..draw import send
 from ..mix import Mix, tensors
 from ..options import MixOptions, Schedule, flag, with_options
+from ..targets import is_equal
 from .cut import box_mask
 from .hidden import ManifoldMixup, Pass
 
@@ -86,11 +88,16 @@ class PatchUp(ManifoldMixup):
 
     def _use(self, mix: Mix | None) -> None:
         """Mix the targets by a layer's mix, None if the layer did not run."""
-        if mix is not None and self._mixed is not None:
-            self._mixed = mixed = self._mixed.remixed(mix)
-            each = zip(self.learn.yb, mixed.yb, mixed.rules, strict=True)
-            self.learn.yb = tuple(now if rule == "loss" else y for now, y, rule in each)
-            self.mix, self.lam = mix, mixed.lam
+        if mix is None or self._mixed is None:
+            return
+        drawn, self._mixed = self._mixed, self._mixed.remixed(mix)
+        each = list(zip(self.learn.yb, drawn.yb, self._mixed.yb, self._mixed.rules, strict=True))
+        if any(rule not in ("loss", "keep") and not is_equal(now, y) for now, y, _, rule in each):
+            raise TypeError(
+                f"Expected the targets that were mixed, as the layer decides about lam, got others. {MIX_LATER}"
+            )
+        self.learn.yb = tuple(now if rule in ("loss", "keep") else y for now, _, y, rule in each)
+        self.mix, self.lam = mix, self._mixed.lam
 
 
 class _BoxPass(Pass):
