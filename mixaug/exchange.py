@@ -15,8 +15,12 @@ from torch import Tensor, nn
 
 from .graph import descends, functions, path_around
 from .mix import map_tensors, tensors
-from .torch_private import no_subclass
 from .trial import Trial
+
+REMEDY = (
+    "Choose other layers (modules=[...]), join layers that share one place in a tuple, or say verify=False to mix them "
+    "anyway"
+)
 
 
 @dataclass(frozen=True)
@@ -69,14 +73,8 @@ class Exchange(Trial):
 
     def __enter__(self) -> "Exchange":
         super().__enter__()
-        given = self.xb
-        self.xb = self._padded()
         try:
-            try:
-                self._record()
-            except Exception:  # not every model takes what is padded
-                self.xb = given
-                self._record()
+            self._record()
         except BaseException as error:
             self.__exit__()
             if not isinstance(error, Exception):
@@ -86,24 +84,6 @@ class Exchange(Trial):
                 f"{error!r}. Say verify=False to mix the layers that you name without a test (modules=[...])"
             ) from error
         return self
-
-    def _padded(self) -> tuple:
-        """Return the samples, some of which end early: a batch without padding hides that a mask goes around layers."""
-        given = [m.padding_idx for m in self.model.modules() if isinstance(m, nn.Embedding)]
-        code = next((code for code in given if code is not None), 1)
-
-        def pad(t: Tensor) -> Tensor:
-            if t.ndim < 2 or len(t) != self.n or not t.numel():
-                return t
-            t[1, ..., (t.shape[-1] + 1) // 2 :] = 0
-            if self.n > 2 and not t.is_floating_point() and t.max() >= code:
-                t[2, ..., (t.shape[-1] + 1) // 2 :] = code
-            if self.n > 3 and t.ndim > 2:
-                t[3, (t.shape[1] + 1) // 2 :] = 0  # steps in front of features
-            return t
-
-        with no_subclass():
-            return map_tensors(pad, map_tensors(Tensor.clone, self.xb))
 
     # By the graph of autograd
 
@@ -236,9 +216,9 @@ class Exchange(Trial):
         for now, own in zip(got, plain, strict=True):
             wanted = own[order]
             same = [(a == wanted) | (a.isnan() & wanted.isnan()) for a in (now, own)]
-            error, difference = (
-                (a - wanted).masked_fill(s, 0).abs().max() for a, s in zip((now, own), same, strict=True)
-            )
+            finite = own.isfinite() & wanted.isfinite()
+            error = (now - wanted).masked_fill(same[0], 0).abs().max()
+            difference = (own - wanted).masked_fill(same[1] | ~finite, 0).abs().max()
             noise = 100 * torch.finfo(own.dtype).eps * wanted.nan_to_num(0, 0, 0).abs().max()
             if not error <= torch.maximum(0.001 * difference, noise):
                 return False
@@ -246,22 +226,18 @@ class Exchange(Trial):
 
     def require(self, places: Sequence[Place]) -> list[Place]:
         """Return places that the user named, with the number of their runs; ValueError if one fails the test."""
-        remedy = (
-            "Choose other layers (modules=[...]), join layers that share one place in a tuple, or say verify=False to "
-            "mix them anyway"
-        )
         for place in places:
             if not self.can_exchange(place):
                 shapes = [[list(t.shape) for t in run] for m in place.layers for run in self.seen.get(m, ())]
                 what = f"outputs of shapes {shapes}" if shapes else "no run in a forward pass"
                 raise ValueError(
                     f"Expected '{place.name}' to return floating-point tensors of {self.n} samples, (B, ...), got "
-                    f"{what}. {remedy}"
+                    f"{what}. {REMEDY}"
                 )
             if (path := self.around(place)) is not None:
                 raise ValueError(
                     f"Expected all that reaches the prediction to go through '{place.name}', but something goes around "
-                    f"it{self._where(place, path)}. {remedy}"
+                    f"it{self._where(place, path)}. {REMEDY}"
                 )
         passed = self.passing(places)
         if failed := {
@@ -272,7 +248,7 @@ class Exchange(Trial):
             raise ValueError(
                 "Expected the partners' predictions once the outputs of a layer are exchanged for the partners', got "
                 f"others for layers that ran so often: {failed}. Something goes around them, or they do not have the "
-                f"samples in front. {remedy}"
+                f"samples in front. {REMEDY}"
             )
         return sorted(passed, key=lambda p: [q.layers for q in places].index(p.layers))
 

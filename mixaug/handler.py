@@ -13,7 +13,7 @@ from .batch import MixedBatch, mix_batch
 from .drawing import Drawing
 from .lifecycle import remove_hooks
 from .loss import MixUpLoss, mixed_loss
-from .mix import Mix, tensors
+from .mix import Mix
 from .options import (
     InputRule,
     Pairing,
@@ -24,8 +24,7 @@ from .options import (
     number,
     rules,
 )
-from .passes import Passes, Watch
-from .torch_private import is_compiled_in_place
+from .passes import PART, Passes, watch
 from .verify import verify_loss
 
 
@@ -89,6 +88,7 @@ class MixHandler(Drawing):
     _warned: tuple[str, ...] = ()
     _passes: Any = None
     _other_targets: Any = None  # calls of the loss that have others
+    _watched: Any = None  # the model
     _verified = False  # whether the loss was, in this fit
     _in_batch = False  # from before_batch until targets and loss are the user's again
 
@@ -171,14 +171,14 @@ class MixHandler(Drawing):
     def before_train(self) -> None:
         """Put a :class:`MixUpLoss` in the place of the user's loss."""
         self._wrap_loss()
-        if not is_compiled_in_place(self.learn.model):  # it would be compiled anew whenever the hook comes or goes
-            for register in (self.learn.model.register_forward_pre_hook, self.learn.model.register_forward_hook):
-                register(Watch(self), with_kwargs=True)
+        watch(self)
 
     def before_batch(self) -> None:
         """Draw the mix of the batch, and replace its inputs and targets."""
         if not self._checked:  # added in the middle of a fit
             self.before_fit()
+        watch(self)
+        self._take_loss()
         xb, yb, method = self.learn.xb, self.learn.yb, self if self._should_mix() else None
         mixed = mix_batch(method, xb, yb, self.old_lf)
         # Bypass fastai's `__setattr__`, which is slow: it looks up every name in the learner and the model
@@ -191,10 +191,7 @@ class MixHandler(Drawing):
     def after_pred(self) -> None:
         """Have the loss of this batch mixed."""
         self._in_batch = self.yb1 is not None  # set here for subclasses that override before_batch, as fastai's do
-        if not isinstance(self.learn.loss_func, MixUpLoss):  # another callback replaced it
-            self._wrap_loss()
-        elif self.learn.loss_func.mixer is not self:  # another method of a OneOf was chosen before
-            self.learn.loss_func.mixer = self
+        self._take_loss()
         if self._in_batch and self._mixed is not None:
             self._mixed.check(self.learn.yb, self.old_lf)
             self._passes.predicted()
@@ -204,15 +201,14 @@ class MixHandler(Drawing):
         mixed, loss_func = self._mixed, partial(self.old_lf, **kwargs) if kwargs else self.old_lf
         if mixed is None:
             loss = self._loss_for_fastai(loss_func, pred, yb)
-        elif not self._passes.are_targets(yb):
-            if not yb and self._passes.are_targets(tuple(tensors(list(kwargs.values())))):
-                raise TypeError("Expected targets by position, learn.loss_func(pred, *learn.yb), got them by keyword")
-            if self._passes.are_part(yb) and self._is_mixed(pred):
-                raise TypeError("Expected the targets of the whole batch, learn.yb, got a part or a view of them")
+        elif not self._passes.are_targets(yb, kwargs):
+            if self._passes.are_part(yb) and self._passes.origin(pred) in ("own", "mixed") and self._is_mixed(pred):
+                raise TypeError(PART)
             return loss_func(pred, *yb)
         elif not self._is_mixed(pred):
             return loss_func(pred, *self._passes.unmixed(yb))
         else:
+            self._passes.require_all(pred)
             loss = partial(mixed.loss, pred, *self._passes.targets, loss_func=loss_func)
         in_batch, self._in_batch = self._in_batch, False  # a loss that wraps this one gets the user's
         try:
@@ -244,6 +240,7 @@ class MixHandler(Drawing):
     def after_batch(self) -> None:
         """Restore targets and loss."""
         self._reset_batch()
+        self._passes = None  # a pass before the next mixing is of another batch
 
     def after_train(self) -> None:
         """Restore the user's loss."""
@@ -272,7 +269,7 @@ class MixHandler(Drawing):
     def _restore_learner(self) -> None:
         if self.learn is not None:
             self._reset_batch()
-            self._mixed = self.yb1 = self._passes = None  # which hold the last batch
+            self._mixed = self.yb1 = self._passes = self._watched = None  # which hold the last batch
             remove_hooks(self.learn.model, id(self))
             self.learn.loss_func = self.old_lf
 
@@ -280,6 +277,13 @@ class MixHandler(Drawing):
 
     def _wrap_loss(self) -> None:
         self.learn.loss_func = MixUpLoss(self.old_lf, self)
+
+    def _take_loss(self) -> None:
+        """Have the loss call this method, of a OneOf another one was chosen before; wrap one that was replaced."""
+        if not isinstance(self.learn.loss_func, MixUpLoss):
+            self._wrap_loss()
+        elif self.learn.loss_func.mixer is not self:
+            self.learn.loss_func.mixer = self
 
     @property
     def stack_y(self) -> bool:

@@ -7,8 +7,10 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from .exchange import Exchange, Place
+from .exchange import REMEDY, Exchange, Place
+from .mix import tensors
 from .torch_private import unwrapped
+from .trial import padded
 
 M = TypeVar("M", bound=nn.Module)
 _RECURRENT = nn.RNNBase, nn.RNNCellBase
@@ -35,8 +37,8 @@ def hidden_layers(model: nn.Module, *xb: Any) -> dict[str, Any]:
 
     These are the layers marked by :func:`mixable`, else the network's blocks (residual blocks, encoder layers,
     `ConvLayer`, `LinBnDrop`, ...), else its layers with weights; never the one whose output is the prediction. Each is
-    tested on up to four samples, some of them cut short as padding does it: with its output exchanged for the
-    partners', every output of the model must be the partners'. A layer that something goes around (a residual
+    tested on up to four samples, and again with some of them cut short, as by padding: with its output exchanged for
+    the partners', every output of the model must be the partners'. A layer that something goes around (a residual
     connection, a branch, the skip connections of a U-Net, an auxiliary head) fails, as does one that returns time in
     front of the batch. Layers that only pass together, such as parallel stems, are mixed together, and one that runs
     several times in each run or in a single one. Recurrent layers and the bodies that have them are left out. State,
@@ -89,9 +91,20 @@ def find_places(
     if not xb:
         return named or [Place.of(m, names) for m in _in_structure(model)]
     with Exchange(model, xb, is_own) as trial:
-        if named:
-            return trial.require(named)
-        return trial.passing(_Search(model, names, trial, accept).places())
+        places = trial.require(named) if named else trial.passing(_Search(model, names, trial, accept).places())
+    if all(t.ndim > 3 and t.is_floating_point() for t in tensors(trial.xb)):  # images have no padding
+        return places
+    try:
+        with Exchange(model, padded(trial.model, trial.xb), is_own) as trial:
+            passed = set(trial.passing(places))
+    except RuntimeError:  # not every model takes what is padded
+        return places
+    if named and (failed := [place.name for place in places if place not in passed]):
+        raise ValueError(
+            f"Expected all that reaches the prediction to go through {failed}, but once some samples are cut short, as "
+            f"padding does it, something goes around: a mask. {REMEDY}"
+        )
+    return [place for place in places if place in passed]
 
 
 def _in_structure(model: nn.Module) -> list[nn.Module]:

@@ -134,6 +134,11 @@ def same(a: Tensor, b: Tensor) -> bool:
     return next(views) == next(views) and a.untyped_storage() is b.untyped_storage()
 
 
+def is_equal(a: Tensor, b: Tensor) -> bool:
+    """Return whether tensors have the same values, NaN among them."""
+    return same(a, b) or (a.shape == b.shape and bool(((a == b) | (a != a) & (b != b)).all()))
+
+
 @dataclass(frozen=True)
 class Mix:
     """One draw for one batch. Inputs, targets and loss all read it.

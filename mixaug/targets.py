@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .mix import Mix, like, map_tensors, same
+from .mix import Mix, is_equal, like, map_tensors, same
 
 if TYPE_CHECKING:
     from .handler import MixHandler
@@ -34,11 +34,6 @@ def mixed_targets(yb: tuple, rules: tuple, mix: Mix, loss_func: Any) -> tuple:
             y = like(y, y.float()) if _floats(y, loss_func) and not y.is_floating_point() else y
             mixed.append(mix.masked(y) if rule == "mask" else Mix(mix.partner, mix.lam).blend(y))
     return tuple(mixed)
-
-
-def is_equal(a: Tensor, b: Tensor) -> bool:
-    """Return whether tensors have the same values, NaN among them."""
-    return same(a, b) or (a.shape == b.shape and bool(((a == b) | (a != a) & (b != b)).all()))
 
 
 def is_changed(now: Tensor, y: Tensor, rule: Any) -> bool:

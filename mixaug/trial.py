@@ -3,6 +3,7 @@
 import random
 import sys
 import warnings
+from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .mix import map_tensors, tensors
+from .mix import is_equal, map_tensors, tensors
 from .torch_private import force_eager, forward_hooks, no_subclass
 
 
@@ -33,6 +34,38 @@ class _NoDropout(TorchFunctionMode):
             args, kwargs = (*args[:4], 0.0, *args[5:]) if len(args) > 4 else args, {**kwargs}
             kwargs |= {} if len(args) > 4 else {"dropout_p": 0.0}
         return func(*args, **kwargs)
+
+
+def keep(stack: ExitStack, value: Any, seen: set[int]) -> None:
+    """Have a value of a module's state, and what is in it, restored in place at the end of `stack`."""
+    if id(value) in seen or isinstance(value, nn.Parameter):
+        return
+    seen.add(id(value))
+    if isinstance(value, Tensor):
+        stack.callback(_set_tensor, value, value.detach().clone())
+    elif isinstance(value, np.ndarray):
+        stack.callback(value.__setitem__, ..., value.copy())
+    elif isinstance(value, torch.Generator):
+        stack.callback(value.set_state, value.get_state())
+    elif isinstance(value, np.random.Generator):
+        stack.callback(setattr, value.bit_generator, "state", value.bit_generator.state)
+    elif isinstance(value, (dict, list, set, deque)):
+        stack.callback(_refill, value, value.copy())
+        for item in value.values() if isinstance(value, dict) else value:
+            keep(stack, item, seen)
+
+
+def _set_tensor(now: Tensor, before: Tensor) -> None:
+    if now.shape != before.shape:
+        now.data = before
+    elif not is_equal(now, before):  # a graph may hold what did not change
+        with torch.no_grad():
+            now.copy_(before)
+
+
+def _refill(now: Any, before: Any) -> None:
+    now.clear()
+    (now.update if isinstance(now, (dict, set)) else now.extend)(before)
 
 
 class Trial:
@@ -65,13 +98,12 @@ class Trial:
 
     def __enter__(self) -> Any:
         modules = list(self.model.modules())
-        self.state: list[Any] = [(vars(m), vars(m).copy()) for m in modules]
-        inside = [v for m in modules for v in vars(m).values() if isinstance(v, (dict, list, set))]
-        self.state += [(v, v.copy()) for v in inside]
-        self.values = [(b, b.detach().clone()) for b in self.model.buffers()]
-        self.generators = random.getstate(), np.random.get_state()
+        before = random.getstate(), np.random.get_state()
         with ExitStack() as stack:
-            stack.callback(self._restore)
+            stack.callback(lambda: (random.setstate(before[0]), np.random.set_state(before[1])))
+            seen: set[int] = set()
+            for m in modules:
+                keep(stack, vars(m), seen)
             for hooks in (hooks for m in modules for hooks in forward_hooks(m)):
                 for key in [key for key, hook in hooks.items() if not self.is_own(key, hook)]:
                     del hooks[key]
@@ -83,6 +115,10 @@ class Trial:
                 stack.enter_context(context)
             for kind in {t.device.type for t in tensors(self.xb)} & {"cpu", "cuda"}:
                 stack.enter_context(torch.autocast(kind, enabled=False))  # too coarse to compare predictions
+            for p in self.model.parameters():  # weights that are zero at first hide what depends on what
+                if p.ndim > 1 and p.is_floating_point() and not p.detach().any():
+                    stack.callback(setattr, p, "data", p.data)
+                    p.data = torch.randn_like(p)
             stack.enter_context(warnings.catch_warnings())
             warnings.simplefilter("ignore")  # the training will repeat them
             self.stack = stack.pop_all()
@@ -90,16 +126,6 @@ class Trial:
 
     def __exit__(self, *error: Any) -> None:
         self.stack.close()
-
-    def _restore(self) -> None:
-        random.setstate(self.generators[0])
-        np.random.set_state(self.generators[1])
-        for now, before in self.state:
-            now.clear()
-            (now.extend if isinstance(now, list) else now.update)(before)
-        with torch.no_grad():
-            for now, before in self.values:
-                now.copy_(before)
 
     def run(self, xb: tuple) -> list[Tensor]:
         """Return the tensors that the model predicts, of floats with a row for each sample."""
@@ -119,3 +145,42 @@ class Trial:
     def has_rows(self, t: Tensor) -> bool:
         """Return whether a tensor has floats, with a row for each sample."""
         return t.is_floating_point() and t.ndim > 0 and len(t) == self.n
+
+
+def padded(model: nn.Module, xb: tuple) -> tuple:
+    """Return inputs of which some samples are cut short, as padding does it.
+
+    A batch without padding hides that a mask goes around layers. Codes that a model does not have would end a GPU's
+    process: those that it names are put where its largest codes are, 0 and 1 where codes are as large.
+
+    Args:
+        model: The network.
+        xb: Inputs of two to four samples.
+    """
+    named = [getattr(m, "padding_idx", None) for m in model.modules() if isinstance(m, nn.Embedding)]
+    named += [getattr(getattr(m, "config", None), "pad_token_id", None) for m in model.modules()]
+    named = [code for code in named if isinstance(code, int) and code >= 0]
+    codes = [t for t in tensors(xb) if t.ndim > 1 and t.dtype in (torch.int32, torch.int64) and t.numel()]
+    largest = max(codes, key=Tensor.max, default=None)
+    n = len(next(t for t in tensors(xb) if t.ndim))
+
+    def pad(t: Tensor) -> Tensor:
+        if not t.ndim or len(t) != n or not t.numel():
+            return t
+        own, t, half = t, t.clone(), (t.shape[-1] + 1) // 2
+        if t.dtype == torch.bool:
+            t[1, ..., half:] ^= True
+        elif t.is_floating_point() or t.is_complex():
+            t[1, ..., half:] = 0
+            if n > 3 and t.ndim > 2:
+                t[3, (t.shape[1] + 1) // 2 :] = 0  # steps in front of features
+        elif t.ndim < 2 or t.shape[1:].numel() == 1:  # a length
+            t[1] = (t[1] + 1) // 2
+        else:
+            for row, code in zip(range(1, n), dict.fromkeys([*(named if own is largest else ()), 0, 1]), strict=False):
+                known = (own.max(0).values >= code) | (code in named)
+                t[row] = torch.where(known & (torch.arange(t.shape[-1], device=t.device) >= half), code, own[row])
+        return t
+
+    with no_subclass():
+        return map_tensors(pad, xb)

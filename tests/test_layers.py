@@ -1,6 +1,9 @@
 """Which layers of a network may be mixed: what is found, and that nothing goes around it."""
 
+import copy
 import random
+from collections import deque
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -268,15 +271,27 @@ class Padded(nn.Module):
 
     def __init__(self, kind):
         super().__init__()
-        self.kind, self.first = kind, nn.Linear(6, 6) if kind == "zeros" else nn.Embedding(9, 6)
+        self.kind, self.first = kind, nn.Linear(6, 6) if kind == "zeros" else nn.Embedding(100, 6)
         if kind == "own code":
             self.first.padding_idx = 7
+        if kind == "code of the configuration":
+            self.config = SimpleNamespace(pad_token_id=98)
         self.hidden, self.head = nn.Linear(6, 6), nn.Linear(6, C)
+        if "zero head" in kind:
+            nn.init.zeros_(self.head.weight)
 
-    def forward(self, x, mask=None):
-        code = {"code 1": 1, "own code": 7}.get(self.kind, 0)
-        mask = (x != code if self.kind != "zeros" else (x != 0).any(-1)) if mask is None else mask
-        h = self.hidden(self.first(x)) * mask[..., None]
+    def forward(self, x, given=None):
+        code = {"code 1": 1, "own code": 7, "code of the configuration": 98}.get(self.kind, 0)
+        if "length" in self.kind:
+            mask = torch.arange(x.shape[1]) < given.view(-1, 1)
+        elif given is not None:
+            mask = ~given if "padding" in self.kind else given
+        else:
+            mask = x != code if self.kind != "zeros" else (x != 0).any(-1)
+        h = self.hidden(self.first(x))
+        if "infinity" in self.kind:
+            return self.head(h)[..., 0].masked_fill(~mask, -torch.inf)
+        h = h * mask[..., None]
         return self.head(h.sum(1) / mask.sum(1, keepdim=True))
 
 
@@ -290,17 +305,107 @@ CODES[0, 0] = 8
         "code 0": (CODES,),
         "code 1": (CODES,),
         "own code": (CODES,),
+        "code of the configuration": (CODES,),
         "a mask": (CODES, torch.ones(5, 8)),
         "a mask of bools": (CODES, torch.ones(5, 8) > 0),
+        "a mask of padding": (CODES, torch.ones(5, 8) < 0),
         "a mask of integers": (CODES, torch.ones(5, 8, dtype=torch.int64)),
+        "lengths": (CODES, torch.full((5,), 8)),
+        "lengths in a column": (CODES, torch.full((5, 1), 8)),
         "zeros": (torch.randn(5, 8, 6),),
+        "a mask, zero head": (CODES, torch.ones(5, 8) > 0),
+        "infinity": (CODES, torch.ones(5, 8) > 0),
     }.items(),
 )
 def test_a_mask_goes_around_even_if_the_first_batch_has_no_padding(kind, xb):
     model = Padded(kind)
+    state = copy.deepcopy(model.state_dict())
     assert not find_places(model, xb)
+    assert all(torch.equal(t, state[name]) for name, t in model.state_dict().items())
     with pytest.raises(ValueError, match="verify=False"):
         find_places(model, xb, [model.hidden])
+
+
+def test_padding_that_the_batch_has_is_seen_too():
+    """Only the third of four samples is padded."""
+    mask = torch.zeros(4, 8) > 0
+    mask[2, 5:] = True
+    assert not find_places(Padded("a mask of padding"), (CODES[:4], mask))
+
+
+SCALES = {
+    "logarithm": lambda x: x.log(),
+    "reciprocal": lambda x: 1 / x,
+    "returns": lambda x: (x[:, 1:] / x[:, :-1]).log(),
+    "standardized": lambda x: (x - x.mean(1, keepdim=True)) / x.std(1, keepdim=True),
+}
+
+
+@pytest.mark.parametrize("scale", SCALES.values(), ids=SCALES)
+def test_models_that_have_no_finite_value_for_padding_are_tested_as_the_batch_is(scale):
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.head = nn.LazyLinear(6), nn.Linear(6, 6), nn.Linear(6, C)
+
+        def forward(self, x):
+            return self.head(self.b(self.a(scale(x).flatten(1)).tanh()).tanh())
+
+    x = torch.rand(5, 6, 3) + 0.5
+    model = Scaled()
+    model(x)
+    assert [place.name for place in find_places(model, (x,))] == ["a", "b"]
+
+
+def test_padding_at_the_left_is_no_reason_to_leave_layers_out_that_a_mask_does_not_reach():
+    def flow(net, x):
+        mask = x != 0
+        h = net.b((net.a(x) * mask[..., None]).sum(1) / mask.sum(1, keepdim=True))
+        return net.head(net.c(h.relu()))
+
+    codes = torch.tensor([[0, 0, 3, 4], [0, 2, 3, 1], [0, 0, 0, 5], [1, 2, 3, 4]])
+    assert [p.name for p in find_places(Flow(flow, a=nn.Embedding(9, 6)), (codes,))] == ["b", "c"]
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.uint16])
+def test_inputs_of_any_dtype_are_tested(dtype):
+    def flow(net, x):
+        return LINE(net, x.real if x.is_complex() else x.float())
+
+    x = torch.randn(5, 6).to(dtype) if dtype == torch.complex64 else torch.arange(30).view(5, 6).to(dtype)
+    assert [place.name for place in find_places(Flow(flow), (x,))] == ["a", "b", "c"]
+    assert (nn.functional.dropout(torch.ones(1000), 0.5) == 0).any()  # the trial is over
+
+
+class Hoards(nn.Module):
+    """Keeps state in all kinds of places, while it is in training."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 6), nn.Linear(6, C)
+        self.bank, self.steps, self.nested = deque(maxlen=3), torch.zeros(()), {"all": {"seen": [torch.zeros(2)]}}
+        self.array, self.rng, self.numpys = np.zeros(2), torch.Generator(), np.random.default_rng(0)
+
+    def forward(self, x):
+        self.bank.append(1)
+        self.steps += 1
+        self.nested["all"]["seen"][0] += 1
+        self.nested["all"]["seen"].append(1)
+        self.array += 1
+        torch.rand(1, generator=self.rng), self.numpys.random()
+        return self.last(self.first(x).relu())
+
+
+def test_no_state_of_the_model_is_touched():
+    model = Hoards()
+
+    def state():
+        kept = model.bank, model.steps, model.nested, model.array, model.numpys.bit_generator.state
+        return repr(kept), model.rng.get_state().tolist()
+
+    before = state()
+    assert find_places(model, (torch.randn(5, 6),))
+    assert state() == before
 
 
 def test_codes_that_a_table_does_not_have_are_not_tried():
@@ -311,15 +416,18 @@ def test_codes_that_a_table_does_not_have_are_not_tried():
         return net.head((net.b(net.a(x)) * mask[..., None]).sum(1) + net.c(site).mean(1))
 
     layers = {"a": nn.Embedding(9, 6), "c": nn.Embedding(1, 6)}
-    assert not find_places(Flow(flow, **layers), (CODES, torch.zeros(5, 2, dtype=torch.int64)))
+    model, site = Flow(flow, **layers), torch.zeros(5, 2, dtype=torch.int64)
+    assert not find_places(model, (CODES, site))
+    model.config = SimpleNamespace(pad_token_id=8)  # of the first input
+    assert not find_places(model, (CODES, site))
 
 
 def test_a_model_that_takes_no_padding_is_tested_as_the_batch_is():
     def flow(net, x):
         assert (x != 0).all()
-        return LINE(net, x)
+        return LINE(net, x[:, 0])
 
-    assert [place.name for place in find_places(Flow(flow), (torch.randn(5, 6),))] == ["a", "b", "c"]
+    assert [place.name for place in find_places(Flow(flow), (torch.randn(5, 2, 6),))] == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize(("flow", "layers", "names"), FLOWS.values(), ids=FLOWS)

@@ -1,6 +1,7 @@
 """Several passes, several losses, and other callbacks in one batch: exact, or an error that says what to do."""
 
 import copy
+import warnings
 from contextlib import suppress
 from functools import partial
 
@@ -116,7 +117,9 @@ def test_a_further_prediction_of_the_unmixed_inputs_has_the_unmixed_loss_or_rais
 
     model = nn.Sequential(nn.Flatten(), nn.Linear(60, 8), nn.Tanh(), nn.Linear(8, C))
     learn = learner(method(8), model=model, cbs=[kept, on("after_loss", add, 60)])
-    if method in (MixUp, CutMix) and further is not FURTHER["a clone"]:
+    name = next(name for name in FURTHER if FURTHER[name] is further)
+    untraceable = "by parts of the model", "by another model", "without gradients"
+    if name in untraceable or (method in (MixUp, CutMix) and name != "a clone"):
         with pytest.raises(RuntimeError, match=r"may be either. Say which: mixer\.old_lf\(pred, \*yb\)"):
             learn.fit(2)
         return
@@ -181,10 +184,142 @@ def test_an_unmixed_pass_beside_a_batch_with_its_clean_half():
 
 
 @methods
-def test_a_part_of_the_targets_beside_a_mixed_prediction_raises_type_error(method):
-    call = on("after_loss", lambda learn: learn.loss_func(learn.pred[:4], learn.y[:4]) if learn.training else None, 60)
+@pytest.mark.parametrize("rows", [slice(4), torch.tensor([1, 3, 0])])
+@pytest.mark.parametrize("all_targets", [False, True])
+def test_some_rows_of_a_mixed_prediction_raise_type_error(method, rows, all_targets):
+    """Hard examples, say: their partners are others."""
+
+    def add(learn):
+        if learn.training:
+            learn.loss_func(learn.pred[rows], learn.y if all_targets else learn.y[rows])
+
     with pytest.raises(TypeError, match=r"whole batch, learn\.yb"):
-        trained(method(8), cbs=[call])
+        trained(method(8), cbs=[on("after_loss", add, 60)])
+
+
+@methods
+def test_a_loss_of_other_data_is_the_users(method):
+    """Another batch, of another size: unlabeled data, a replay buffer."""
+    x, y, seen = images(n=3), classes(n=3), []
+
+    def add(learn):
+        if learn.training:
+            pred = learn.model(x)
+            seen.append((learn.loss_func(pred, y).detach(), F.cross_entropy(pred, y).detach()))
+
+    trained(method(8), cbs=[on("after_loss", add, 60)])
+    for value, plain in seen:
+        close(value, plain)
+
+
+@methods
+@pytest.mark.parametrize("event", [("before_batch", 60), ("after_pred", -5)])
+def test_a_second_pass_before_the_prediction_is_known(method, event):
+    seen = []
+
+    def add(learn):
+        if learn.training:
+            pred = learn.model(*learn.xb)
+            seen.append((learn.loss_func(pred, *learn.yb).detach(), pred.detach()))
+
+    mixer = OneOf(MixUp(8), MixUp(4), MixUp(2)) if method is METHODS["OneOf"] else method(8)
+    if method is METHODS["hidden"]:  # which would be mixed instead
+        with pytest.raises(RuntimeError, match=r"mixer\.order = 50|runs of"):
+            trained(mixer, cbs=[on(event[0], add, event[1])])
+        return
+    learn = trained(mixer, model=nn.Sequential(nn.Flatten(), nn.Linear(60, C)) if method is OutputMixup else None,
+                    cbs=[on(event[0], add, event[1])], fit=(3, 0.01))  # fmt: skip
+    for row, (value, pred) in zip(learn.spy.batches, seen, strict=True):
+        mixed = slow_loss(pred, row.y0, row.partners, row.lam)
+        close(value, mixed if row.place == "input" else F.cross_entropy(pred, *row.y0))
+
+
+@methods
+def test_a_validation_in_the_middle_of_an_epoch_leaves_second_passes_exact(method):
+    seen = []
+
+    def add(learn):
+        if learn.training:
+            pred = learn.model(*learn.xb)
+            seen.append((learn.loss_func(pred, *learn.yb).detach(), pred.detach()))
+
+    def validate(learn):
+        if learn.training and learn.iter == 0:
+            learn("before_validate")
+            learn.training = True
+            learn.model.train()
+
+    cbs = [on("after_loss", add, 60), on("after_batch", validate, 60)]
+    learn = trained(method(8), cbs=cbs, fit=(2, 0.01))
+    for row, (value, pred) in zip(learn.spy.batches, seen, strict=True):
+        close(row.loss, slow_loss(row.pred, row.y0, row.partners, row.lam))
+        mixed = slow_loss(pred, row.y0, row.partners, row.lam)
+        close(value, mixed if row.place == "input" else F.cross_entropy(pred, *row.y0))
+
+
+class Gauss(nn.Module):
+    """Returns a distribution, no tensors."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Linear(60, 8), nn.Linear(8, 2)
+
+    def forward(self, x):
+        h = self.head(self.body(x.flatten(1)).tanh())
+        return torch.distributions.Normal(h[:, :1], h[:, 1:].exp())
+
+
+@pytest.mark.parametrize("make", [MixUp, lambda: OneOf(MixUp()), hidden])
+def test_a_prediction_that_is_no_nest_of_tensors_has_the_mixed_loss(make):
+    loss, model = lambda pred, y: -pred.log_prob(y).mean(), Gauss()
+    mixer = make() if make is not hidden else hidden(modules=[model.body], verify=False)
+    for row in trained(mixer, y=torch.randn(N, 1), model=model, loss=loss).spy.batches:
+        lam = row.lam[:, None]
+        close(row.loss, loss(row.pred, lam * row.y0[0] + (1 - lam) * row.partners[0]))
+
+
+def test_a_second_prediction_that_is_no_nest_of_tensors_is_told_by_the_pass():
+    seen, loss = [], lambda pred, y: -pred.log_prob(y).mean()
+
+    def add(learn):
+        if learn.training:
+            pred = learn.model(*learn.xb)
+            seen.append((learn.loss_func(pred, *learn.yb), loss(pred, *learn.yb)))
+
+    trained(MixUp(8), y=torch.randn(N, 1), model=Gauss(), loss=loss, cbs=[on("after_loss", add, 60)])
+    for value, expected in seen:
+        close(value, expected)
+
+
+@pytest.mark.parametrize("method", [MixUp, CutMix, OutputMixup, hidden])
+def test_one_column_of_the_targets_raises_type_error(method):
+    def add(learn):
+        if learn.training:
+            learn.loss_func(learn.pred[:, :1], learn.y[:, :1])
+
+    with pytest.raises(TypeError, match=r"whole batch, learn\.yb"):
+        trained(method(8, targets="loss"), y=torch.rand(N, C), loss=nn.MSELoss(), cbs=[on("after_loss", add, 60)])
+
+
+def test_a_graph_that_another_callback_made_before_survives_the_test_of_layers():
+    kept = {}
+    model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(48, C))
+    before = on("before_batch", lambda learn: kept.update(pred=learn.model(*learn.xb)) if learn.training else None, -5)
+
+    def add(learn):
+        if learn.training:
+            learn.loss_grad = learn.loss_grad + kept["pred"].square().mean()
+
+    model.eval()[1].momentum = 0.0
+    trained(hidden(), model=model, cbs=[before, on("after_loss", add, 60)])
+
+
+def test_a_scripted_model_is_mixed():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = torch.jit.script(nn.Sequential(nn.Flatten(), nn.Linear(60, C)))
+    for row in trained(MixUp(8), model=model).spy.batches:
+        close(row.loss, slow_loss(row.pred, row.y0, row.partners, row.lam))
 
 
 class TwoHeads(nn.Module):
@@ -297,9 +432,8 @@ def test_a_loss_on_features_without_gradients_raises_runtime_error():
     model[4].register_forward_pre_hook(lambda m, args: features.update(h=args[0]))
     aux = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, C))
     add = on("after_loss", lambda learn: learn.loss_func(aux(features["h"]), *learn.yb) if learn.training else None, 60)
-    with pytest.raises(RuntimeError, match=r"no gradients.*modules=.*learn\.pred"):
+    with pytest.raises(RuntimeError, match=r"may be either.*mixer\.old_lf"):
         trained(hidden(), model=model, cbs=[add])
-    trained(hidden(modules=[model[6]], verify=False), model=model, cbs=[add])
 
 
 @every_method

@@ -175,17 +175,12 @@ class ManifoldMixup(MixHandler):
     def _is_mixed(self, pred: Any) -> bool:
         if self._mixes_input or self.stack_x:
             return super()._is_mixed(pred)
-        origin, mixed = self._passes.origin(pred), functions(self._pass.mixed)
-        if origin == "own" or descends(tensors(pred), mixed):
+        mixed = functions(self._pass.mixed)
+        if descends(tensors(pred), mixed):
             return True
-        if self._pass.mixed and not mixed and origin == "unknown":
-            raise RuntimeError(
-                "Expected a loss of the prediction, or of another pass, got one of something else, and layer "
-                f"'{self.mixed_layer}' has no gradients, by which one could tell whether it is mixed. Choose layers "
-                "that are trained (modules=[...]), or compute the loss from learn.pred"
-            )
+        origin = self._passes.known_origin(pred)
         # The output of a layer without gradients, or in a compiled model, is no part of the graph
-        return origin == "inside" and not mixed
+        return origin == "own" or (origin == "inside" and not mixed)
 
     def after_loss(self) -> None:
         """Restore the targets, unless the input was mixed and another pass may follow."""

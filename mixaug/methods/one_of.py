@@ -13,6 +13,7 @@ from ..draw import send
 from ..handler import MixHandler
 from ..mix import Mix
 from ..options import InputRule, Rule, Schedule, flag, number, shown
+from ..passes import watch
 
 
 def choose(mixes: Sequence[Mix], choice: Tensor) -> Mix:
@@ -193,11 +194,14 @@ class OneOf(MixHandler):
             return
         if not self._checked:  # added in the middle of a fit
             self.before_fit()
+        watch(self)
         self.chosen = self._pick() if self._should_mix() else None
         if self.chosen is None:
+            self._take_loss()
             self._mixed = mixed = mix_batch(None, self.learn.xb, self.learn.yb, self.old_lf)
             self.mix, self.lam, self.yb1, self._in_batch, self._passes = None, mixed.lam, None, False, None
         else:
+            self.chosen._watched = self._watched  # by this one
             self.chosen.before_batch()
             self._copy_chosen()
 
@@ -232,6 +236,7 @@ class OneOf(MixHandler):
     def after_batch(self) -> None:
         """Do what the chosen method does."""
         (super() if self.chosen is None else self.chosen).after_batch()
+        self._passes = None
 
     def _restore_learner(self) -> None:
         self.chosen = None

@@ -6,10 +6,8 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from ..handler import MixHandler
-from ..lifecycle import own_hooks
 from ..mix import Mix, map_tensors, tensors
 from ..options import MixOptions, Schedule, with_options
-from ..trial import Trial
 
 
 def blend_floats(mix: Mix, nest: Any, rows: tuple[bool, ...] = ()) -> Any:
@@ -49,7 +47,8 @@ class OutputMixup(MixHandler):
         **kwargs: See :class:`MixHandler`.
 
     Shape:
-        Predictions: floating-point tensors ``(B, ...)`` in any nest.
+        Predictions: floating-point tensors ``(B, ...)`` in any nest. A table that is computed from parameters, and has
+        as many rows as the batch by accident, is mixed too.
 
     Raises:
         ValueError: If the prediction holds no floating-point tensor with the batch in front.
@@ -62,15 +61,9 @@ class OutputMixup(MixHandler):
 
     order = 1  # after RNNCallback, which takes the prediction out of what a text model returns
     _mixes_input = False
-    _rows: tuple[bool, ...] | None = None
 
     def __init__(self, alpha: float | Schedule = 0.4, **kwargs: Unpack[MixOptions]):
         super().__init__(alpha, **kwargs)
-
-    def before_fit(self) -> None:
-        """Check the set-up."""
-        super().before_fit()
-        self._rows = None
 
     def after_pred(self) -> None:
         """Mix the prediction."""
@@ -80,14 +73,13 @@ class OutputMixup(MixHandler):
         super().after_pred()
 
     def _rows_of(self, pred: Any) -> tuple[bool, ...]:
-        """Return which tensors have the samples as rows; a run of a few samples tells, once a fit."""
-        if len(tensors(pred)) > 1 and self._rows is None:
-            with Trial(self.learn.model, tuple(self.learn.xb), own_hooks(self.learn)) as trial:
-                self._rows = tuple(map(trial.has_rows, tensors(trial.predict(trial.xb))))
-        return self._rows or ()
+        """Return for each tensor whether it may have the samples as rows: parameters, such as a table, have not."""
+        found = tensors(pred)
+        known = list(self.learn.model.parameters()) if len(found) > 1 else ()
+        return tuple(not any(t.untyped_storage() is p.untyped_storage() for p in known) for t in found)
 
     def _is_mixed(self, pred: Any) -> bool:
-        return super()._is_mixed(pred) if self.stack_x else self._passes.origin(pred) == "own"
+        return super()._is_mixed(pred) if self.stack_x else self._passes.known_origin(pred) == "own"
 
     def after_loss(self) -> None:
         """Restore the targets: another pass over the inputs is not mixed."""
