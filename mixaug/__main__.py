@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["compare"]:
-        from .compare import main as compare  # imported late, so that the usage is printed fast
+        from .compare.command import main as compare  # imported late, so that the usage is printed fast
 
         return compare(argv[1:])
     known = argv[:1] in ([], ["-h"], ["--help"])

@@ -1,23 +1,34 @@
-"""The command `mixaug compare`: its statistics by value, its results on small settings, its errors."""
+"""`mixaug.compare`: its statistics by hand, its runs against trainings by hand, the file of finished runs."""
 
 import itertools
 import json
 import math
 import re
-import shlex
-import shutil
-from dataclasses import replace
+from functools import partial
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
-from common import on
-from fastai.torch_core import params
-from PIL import Image
-from scipy.stats import ttest_1samp
+import torch.nn.functional as F
+from common import loaders, on
+from fastai.callback.core import Callback
+from fastai.learner import Learner
+from fastai.losses import CrossEntropyLossFlat, MSELossFlat
+from fastai.metrics import accuracy, foreground_acc, rmse
+from fastai.tabular.model import TabularModel
+from fastai.torch_core import set_seed
+from torch import nn
 
-from mixaug import ManifoldMixup, MixUp, compare
-from mixaug.__main__ import main
+from mixaug import CutMix, ManifoldMixup, MixUp, OutputMixup
+from mixaug.compare import compare, ece
+from mixaug.compare.fingerprint import told
+from mixaug.compare.measures import is_lower_better
+from mixaug.compare.methods import makers, named
+from mixaug.compare.progress import Progress
+from mixaug.compare.statistics import decimals_for, paired_difference
+
+# Statistics
 
 
 def test_ece_equals_the_slow_formula():
@@ -27,404 +38,537 @@ def test_ece_equals_the_slow_formula():
         top, guess = prob.max(1)
         bins = [(top > b / 15) & (top <= (b + 1) / 15) for b in range(15)]
         slow = sum(abs(top[at].sum() - (guess == target)[at].sum()) for at in bins) / 300
-        assert compare.ece(prob, target) == pytest.approx(float(slow))
-    assert [compare.ece(torch.eye(4), torch.arange(4).roll(k)) for k in (0, 1)] == [0, 1]
+        assert ece(prob, target) == pytest.approx(float(slow))
+        assert ece(prob, target[:, None]) == ece(prob, target)  # as tables have them
+    assert [ece(torch.eye(4), torch.arange(4).roll(k)) for k in (0, 1)] == [0, 1]
 
 
-def test_paired_interval_equals_the_bonferroni_t_interval():
-    for n, comparisons, shift in itertools.product((2, 8), (1, 5), (0.0, 1.0)):
-        d = np.random.default_rng(0).normal(shift, 1, n)
-        low, high = ttest_1samp(d, 0).confidence_interval(1 - 0.05 / comparisons)
-        mean, half = compare.paired_interval(d.tolist(), comparisons)
-        assert (mean - half, mean + half) == (pytest.approx(low), pytest.approx(high))
-    for differences, mean in (([2.0], 2), ([0.3 - 0.2, 0.2 - 0.1, 0.1], 0.1), ([0.0, 0.0], 0)):
-        assert compare.paired_interval(differences) == (pytest.approx(mean), pytest.approx(math.nan, nan_ok=True))
-    assert all(map(math.isnan, compare.paired_interval([1.0, math.nan, 2.0])))
-    assert (compare.spread([1.0, 3.0], 1), compare.spread([1.0], 1)) == ("2.0 ± 1.4", "1.0")
-    for bad, name in ((([],), "differences"), (([1.0, 2.0], 0), "comparisons")):
-        with pytest.raises(ValueError, match=f"^{name} must be"):
-            compare.paired_interval(*bad)
+@pytest.mark.parametrize(("comparisons", "t"), [(1, 4.302653), (2, 6.205347), (5, 9.924843)])  # of 2 degrees of freedom
+def test_an_interval_is_students_corrected_for_the_number_of_comparisons(comparisons, t):
+    d = paired_difference([5.0, 4.0, 9.0], [4.0, 2.0, 6.0], comparisons)  # 1, 2, 3: a deviation of 1
+    assert d.mean == pytest.approx(2)
+    assert (d.low, d.high) == (pytest.approx(2 - t / 3**0.5, abs=1e-5), pytest.approx(2 + t / 3**0.5, abs=1e-5))
+    assert (d.seeds, d.significant) == (3, False)
+    assert paired_difference([5.0, 4.0, 9.0], [4.0, 2.9, 8.1]).significant
 
 
-def results_of(accuracies, shift=0):
-    """Results from accuracies in percent by label. A method changes the calibration error by about 2 * shift points."""
-    results = {}
-    for label, values in accuracies.items():
-        step = shift * (label != "none")
-        pairs = enumerate(zip(values, (10 + 2.0 * step, 12 + 2.2 * step, 14 + 2.1 * step), strict=False))
-        results[label] = {seed: compare.Run([a / 100], 0.5, e / 100, 1.0) for seed, (a, e) in pairs}
-    return results
+@pytest.mark.parametrize(
+    ("differences", "mean"),
+    [([2.0], 2), ([1.0, 3.0], 2), ([0.1, 0.3 - 0.2, 0.1], 0.1), ([0.0] * 3, 0), ([1, 2, math.nan], math.nan)],
+)
+def test_there_is_no_interval_of_two_seeds_of_equal_differences_and_of_nan(differences, mean):
+    d = paired_difference(differences, [0.0] * len(differences))
+    assert d.mean == pytest.approx(mean, nan_ok=True)
+    assert math.isnan(d.low)
+    assert math.isnan(d.high)
+    assert not d.significant
 
 
-NONE, SAME = [80.0, 82.0, 84.0], [80.2, 82.6, 83.9]
-NO_CHANGE = " is not significantly different from the baseline: +0.2 ± 0.9 points over 3 seeds"
-SENTENCES = [
-    ([82.0, 84.2, 86.1], 0, " is significantly better than the baseline: +2.1 ± 0.2 points over 3 seeds"),
-    ([78.0, 79.8, 81.9], 0, " is significantly worse than the baseline: -2.1 ± 0.2 points over 3 seeds"),
-    (SAME, 0, NO_CHANGE),
-    (SAME, 1, f"{NO_CHANGE}. Its calibration error is significantly higher: +2.1 ± 0.2 points"),
-    (SAME, -1, f"{NO_CHANGE}. Its calibration error is significantly lower: -2.1 ± 0.2 points"),
-    ([88.0], 0, ": +8.0 points with one seed, which is no evidence"),
-    ([81.0, 83.0, 85.0], 0, ": +1.0 points with each of 3 seeds. Equal differences have no interval"),
-    ([math.nan, 83.0, 85.0], 0, ": no result, because some runs have no accuracy"),
-]
+def test_losses_and_errors_are_better_if_lower():
+    lower = "valid_loss", "error_rate", "_rmse", "mse", "ECE %", "RMSE", "exp_rmspe", "memorized %", "perplexity"
+    assert all(map(is_lower_better, lower))
+    assert not any(map(is_lower_better, ("accuracy", "roc_auc_score", "dice", "glossary", "accuracy %")))
 
 
-@pytest.mark.parametrize(("values", "shift", "words"), SENTENCES)
-def test_statement_claims_what_the_intervals_support(values, shift, words):
-    results = results_of({"none": NONE, "cutmix:1": values}, shift)
-    assert compare.statements(results) == {"cutmix:1": f"cutmix:1{words}"}
-    assert f"cutmix:1{words}" in compare.report(results, 0).splitlines()
-    assert ("*" in compare.table(results)) == ("is significantly" in words)
+@pytest.mark.parametrize(
+    ("means", "deviations", "decimals"),
+    [
+        ([0.952], [], 3),
+        ([95.2], [1.8], 1),
+        ([30841], [24], 0),
+        ([175.6], [0.08], 2),
+        ([0.0471], [0.002], 4),
+        ([0], [], 2),
+    ],
+)
+def test_as_many_decimals_are_shown_as_differ(means, deviations, decimals):
+    assert decimals_for(means, deviations) == decimals
 
 
-def test_intervals_are_corrected_for_the_number_of_methods():
-    few = {"none": NONE, "mixup:8": [82.0, 84.5, 85.6]}
-    many = {**few, **{f"cutmix:{k}": [80.0 + k, 82.5, 84.0] for k in range(1, 5)}}
-    for accuracies, n, significant in ((few, 1, True), (many, 5, False)):
-        results = results_of(accuracies)
-        half = compare.summarize(results)["mixup:8"]["accuracy %"].half_width
-        assert half == pytest.approx(compare.paired_interval([2, 2.5, 1.6], n)[1])
-        assert ("is significantly better" in compare.statements(results)["mixup:8"]) == significant
-        assert ("*" in compare.table(results)) == significant
-        assert (f"Bonferroni for {n} comparisons" in compare.report(results, 0)) == (n > 1)
+# The methods
 
 
-def test_noisy_replaces_the_fraction_by_all_other_classes_equally():
-    y = torch.randint(0, 5, (5000,))
-    for fraction in (0, 0.4, 1):
-        noise = compare.noisy(y, fraction, 5, seed=1)
-        counts = ((noise - y) % 5).bincount(minlength=5) / 5000
-        assert counts.tolist() == pytest.approx([1 - fraction, *[fraction / 4] * 4], abs=0.04 * fraction)
-        assert (noise != y).sum() == fraction * 5000
-        assert torch.equal(noise, compare.noisy(y, fraction, 5, seed=1))
+def test_methods_have_labels_and_fresh_callbacks():
+    instance = MixUp(8)
+    given = {
+        "a": None,
+        "b": lambda: ManifoldMixup(2),
+        "c": OutputMixup,
+        "d": instance,
+        "e": "cutmix:1",
+        "f": [instance],
+    }
+    made = {label: make() for label, make in makers(given, "a").items()}
+    assert list(made) == ["a", "b", "c", "d", "e", "f"]
+    assert made["a"] is None
+    assert [repr(made[label]) for label in "bcde"] == [
+        "ManifoldMixup(2.0)",
+        "OutputMixup(0.4)",
+        "MixUp(8.0)",
+        "CutMix(1.0)",
+    ]
+    assert made["d"] is not instance is not made["f"][0]
+    assert list(makers(["cutmix", "mixup:.2", MixUp(8), None], "none")) == [
+        "none",
+        "cutmix:1",
+        "mixup:0.2",
+        "MixUp(8.0)",
+    ]
+    assert (named("mixup", 3)[0], named("patch_up")[0], named("mixup:.12345678")[0]) == (
+        "mixup:3",
+        "patch_up:2",
+        "mixup:0.12345678",
+    )
 
 
-def test_split_is_stratified_and_digits_are_those_of_scikit_learn():
-    y = torch.arange(3).repeat_interleave(torch.tensor([20, 40, 60]))
-    train, valid = compare.split(y, 0.25)
-    assert sorted(torch.cat([train, valid]).tolist()) == list(range(120))
-    assert y[valid].bincount().tolist() == [5, 10, 15]
-    data = compare.digits()
-    assert (len(data.train[1]) + len(data.valid[1]), data.train[0].shape[1:]) == (1797, (1, 8, 8))
-    assert (data.train[0].min(), data.train[0].max()) == (0, 1)
+@pytest.mark.parametrize(
+    ("methods", "error", "match"),
+    [
+        (["mixupp"], ValueError, "methods must be none, mixup"),
+        (["mixup:0"], ValueError, "methods must have an alpha"),
+        (["mixup:x"], ValueError, "methods must have an alpha"),
+        ({"a": 3}, TypeError, "methods must be names"),
+        (3, TypeError, "methods must be a dict"),
+    ],
+)
+def test_what_is_no_method_raises(methods, error, match):
+    with pytest.raises(error, match=match):
+        makers(methods, "none")
 
 
-def test_parse_methods_gives_each_label_once():
-    methods = compare.parse_methods("cutmix, none,mixup:8,manifold_mixup", 2.0)
-    assert (list(methods), methods["none"]) == (["none", "cutmix:2", "mixup:8", "manifold_mixup:2"], None)
-    made = [methods[k]() for k in ("mixup:8", "manifold_mixup:2")]
-    assert [(type(cb), cb.alpha) for cb in made] == [(MixUp, 8.0), (ManifoldMixup, 2.0)]
-    alphas = "mixup:0.2,mixup:1,none,mixup:1.0,mixup:.2,mixup:0.12345678,mixup:0.12345679,mixup,patch_up,one_of"
-    labels = "none mixup:0.2 mixup:1 mixup:0.12345678 mixup:0.12345679 mixup:0.4 patch_up:2 one_of:1"
-    assert " ".join(compare.parse_methods(alphas, None)) == labels
-    assert len(compare.parse_methods(",".join(compare.METHODS), None)) == 10
+def test_a_baseline_that_is_missing_raises():
+    with pytest.raises(ValueError, match="baseline must be one of"):
+        makers(["mixup"], "no mixing")
 
 
-@pytest.fixture
-def command(capsys, tmp_path, monkeypatch):
-    """A function that runs the command, for one seed and epoch, and returns its exit code, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-    return lambda text="": (main(shlex.split(f"compare --seeds 1 --epochs 1 {text}")), *capsys.readouterr())
+# Comparisons with known values
 
 
-def rows(out):
-    """The words of the table's lines, up to the accuracy and its change."""
-    return [line.split()[:8] for line in re.findall(r"^[a-z_]+\S* +\d+  .*", out, re.M)]
+class Plus(Callback):
+    """A method that changes the score by a number for each seed."""
+
+    def __init__(self, *changes):
+        self.changes = changes
 
 
-@pytest.fixture
-def folder(tmp_path):
-    """Two classes of images that a small network can tell apart."""
-    for name, level in (("cat", 10), ("dog", 140)):
-        (tmp_path / "data" / name).mkdir(parents=True)
-        for i in range(10):
-            pixels = np.random.default_rng(i).integers(level, level + 100, (20, 24, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "data" / name / f"{i}.png")
-    return tmp_path / "data"
+def score(learn):
+    return 80 + 2 * learn.seed + sum(cb.changes[learn.seed] for cb in learn.cbs if isinstance(cb, Plus))
 
 
-def is_picture(file):
-    with Image.open(file) as image:
-        return image.format == "PNG" and min(image.size) > 100
+def tiny(seed, make=lambda: nn.Linear(3, 2)):
+    x, y = torch.randn(12, 3), torch.randint(0, 2, (12,))
+    learn = Learner(loaders(x, y), make(), CrossEntropyLossFlat(), metrics=accuracy)
+    learn.seed = seed
+    return learn
 
 
-def test_folder_of_images_is_split_and_trained(command, tmp_path, folder):
-    code, out, _ = command(f"--data {folder} --arch resnet18 --size 32 --bs 8 --methods cutmix,manifold_mixup")
-    assert (code, "16 training images" in out, is_picture(tmp_path / "compare.png")) == (0, True, True)
-    assert [row[:2] for row in rows(out)] == [["none", "1"], ["cutmix:1", "1"], ["manifold_mixup:0.4", "1"]]
+FIT = lambda learn: learn.fit(2, 0.1)  # noqa: E731
+METHODS = {
+    "none": None,
+    "good": lambda: Plus(2, 2.2, 2.1),
+    "bad": lambda: Plus(-2, -2.2, -2.1),
+    "same": lambda: Plus(1, -2, 0.4),
+}
 
 
-def trained(err):
+def scored(methods=METHODS, seeds=3, **options):
+    options = {"fit": FIT, "measures": {"score": score}, **options}
+    return compare(tiny, methods, seeds=seeds, **options)
+
+
+@pytest.fixture(scope="module")
+def result():
+    return scored()
+
+
+def test_runs_have_each_measure_after_each_epoch(result):
+    runs = result.runs
+    assert list(runs) == ["method", "seed", "epoch", "train_loss", "valid_loss", "accuracy", "score", "seconds"]
+    assert len(runs) == 4 * 3 * 2
+    assert runs.score.isna().tolist() == [True, False] * 12
+    assert result.measures == ["valid_loss", "accuracy", "score"]
+    assert result.values("score", "good").tolist() == [82, 84.2, 86.1]
+    assert result.main == "accuracy"
+
+
+def test_differences_are_paired_by_seed_and_corrected_for_the_methods(result):
+    d = result.difference("score", "good")
+    half = 7.648885 * 0.1 / 3**0.5  # Student's t at 1 - 0.05 / 3 / 2
+    assert d.mean == pytest.approx(2.1)
+    assert (d.low, d.high) == (pytest.approx(2.1 - half, abs=1e-5), pytest.approx(2.1 + half, abs=1e-5))
+    assert result.difference("score", "good", "bad").mean == pytest.approx(4.2)
+    assert result.difference("score", "bad", "good").seeds == 3
+    for measure, method in (("scores", "good"), ("score", "none of them")):
+        with pytest.raises(ValueError, match="must be one of"):
+            result.difference(measure, method)
+
+
+def test_the_verdict_comes_first_then_the_table_then_how_to_read_it():
+    learn = partial(scored, better={"score": "higher"})
+    result = learn()
+    result.main = "score"
+    lines = result.report().splitlines()
+    assert lines[0] == "Best: good, score 84.1, +2.1 ± 0.4 over none (3 seeds)"
+    assert lines[1] == "Worse than none: bad"
+    rows = {line.split()[0]: line for line in lines[3:8]}
+    assert list(rows) == ["method", "none", "good", "bad", "same"]
+    assert re.search(r"84\.1 ± 2\.1 +\+2\.1 ± 0\.4 \*", rows["good"])
+    assert re.search(r"79\.9 ± 2\.0 +-2\.1 ± 0\.4 \*", rows["bad"])
+    assert re.search(r"81\.8 ± 2\.3 +-0\.2 ± 7\.0 ", rows["same"])
+    assert "corrected for 3 methods" in lines[-1]
+    assert repr(result) == result.report()
+    assert "+2.1 ± 0.4 *" in result._repr_html_()
+    lower = learn(better={"score": "lower"})
+    lower.main = "score"
+    assert lower.best() == "bad"
+
+
+def test_where_no_difference_is_shown_the_verdict_says_so():
+    result = scored({"same": lambda: Plus(1, -2, 0.4)})
+    result.main = "score"
+    assert result.report().startswith("No method is better than none: no gain in score that 3 seeds show\n\n")
+    two = scored({"good": lambda: Plus(2, 2.2)}, seeds=2)
+    two.main = "score"
+    assert two.report().startswith("2 seeds can show no difference: use more seeds (largest: good, score +2.1)\n")
+    alone = scored({}, seeds=2)
+    assert "none: accuracy" in alone.report()
+
+
+def test_another_baseline_and_other_seeds():
+    result = scored({"good": lambda: Plus(2, 2.2, 2.1), "none": None}, baseline="good", seeds=[2, 0, 1])
+    assert result.methods == ["good", "none"]
+    assert result.values("score", "none").to_dict() == {2: 84, 0: 80, 1: 82}
+    assert result.difference("score", "none").mean == pytest.approx(-2.1)
+
+
+def test_the_picture_sorts_the_methods_and_marks_what_is_better(result):
+    axes = result.plot()
+    assert [ax.get_title() for ax in axes] == ["← valid_loss", "accuracy →", "score →"]
+    assert [t.get_text() for t in axes[2].get_yticklabels()] == ["bad", "same", "none", "good"]
+    shown = [t.get_text() for t in axes[2].texts]
+    assert shown == ["79.9 *", "81.8", "82.0", "84.1 *"]
+
+
+def test_results_as_a_dict_are_json(result):
+    found = json.loads(json.dumps(result.as_dict()))
+    assert found["changes"]["good"]["score"]["mean"] == pytest.approx(2.1)
+    assert (found["comparisons"], len(found["runs"])) == (3, 24)
+
+
+# Against trainings by hand
+
+
+def table(seed):
+    x = torch.randint(0, 3, (40, 2)), torch.randn(40, 3)
+    model = TabularModel([(3, 2), (3, 2)], 3, 2, [8])
+    return Learner(loaders(x, x[0][:, 0] % 2), model, CrossEntropyLossFlat(), metrics=accuracy)
+
+
+def text(seed):
+    x = torch.randint(0, 20, (40, 6))
+    model = nn.Sequential(nn.Embedding(20, 8), nn.Flatten(), nn.Linear(48, 8), nn.ReLU(), nn.Linear(8, 2))
+    return Learner(loaders(x, x[:, 0] % 2), model, CrossEntropyLossFlat(), metrics=accuracy)
+
+
+def segmentation(seed):
+    x = torch.randn(24, 1, 6, 6)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    return Learner(loaders(x, (x[:, 0] > 0).long()), model, CrossEntropyLossFlat(axis=1), metrics=foreground_acc)
+
+
+def regression(seed):
+    x = torch.randn(40, 3)
+    model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 1))
+    return Learner(loaders(x, x.sum(1, keepdim=True)), model, MSELossFlat(), metrics=rmse)
+
+
+TASKS = {
+    "table": (table, lambda: ManifoldMixup(2)),
+    "text": (text, OutputMixup),
+    "segmentation": (segmentation, CutMix),
+    "regression": (regression, lambda: MixUp(2)),
+}
+
+
+@pytest.mark.parametrize(("new_learner", "method"), TASKS.values(), ids=TASKS)
+def test_any_learner_is_compared_as_by_hand(new_learner, method):
+    result = compare(new_learner, {"none": None, "method": method}, fit=lambda learn: learn.fit(2, 0.05), seeds=3)
+    finals = {}
+    for seed, (label, make) in itertools.product(range(3), (("none", lambda: None), ("method", method))):
+        set_seed(seed)
+        learn = new_learner(seed)
+        learn.add_cbs(make())
+        set_seed(seed)
+        with learn.no_bar(), learn.no_logging():
+            learn.fit(2, 0.05)
+        finals.setdefault(label, []).append(learn.recorder.values[-1][1:])
+        assert result.runs[(result.runs.method == label) & (result.runs.seed == seed)].train_loss.tolist() == [
+            values[0] for values in learn.recorder.values
+        ]
+    difference = np.array(finals["method"]) - np.array(finals["none"])
+    for measure, d in zip(result.measures, difference.T, strict=True):
+        got = result.difference(measure, "method")
+        half = 4.302653 * d.std(ddof=1) / 3**0.5
+        assert got.mean == pytest.approx(d.mean())
+        assert (got.high - got.low) / 2 == pytest.approx(half, rel=1e-5) or math.isnan(got.low)
+    assert not result.unlike()
+
+
+def test_all_methods_of_a_seed_start_alike_or_the_report_says_so():
+    class Random(Callback):
+        """A method that draws from the global generators."""
+
+        def before_fit(self):
+            torch.rand(3), np.random.rand(3)
+
+    result = scored({"random": Random}, seeds=2)
+    assert not result.unlike()
+    rng = np.random.default_rng()
+
+    def unseeded(seed):
+        x = torch.from_numpy(rng.normal(size=(12, 3))).float()
+        return Learner(loaders(x, torch.arange(12) % 2), nn.Linear(3, 2), CrossEntropyLossFlat())
+
+    result = compare(unseeded, {"a": Random}, fit=FIT, seeds=2)
+    assert result.unlike() == ["a, seed 0: another first batch", "a, seed 1: another first batch"]
+    assert "Not paired: a, seed 0: another first batch" in result.report()
+
+    def unlike_weights(seed):
+        return tiny(seed, lambda: nn.Linear(3, 2, generator=None) if rng.random() < 2 else None)
+
+    def changed(seed):
+        learn = tiny(seed)
+        learn.model.weight.data += float(rng.random())
+        return learn
+
+    assert "another first weights" in compare(changed, {"a": Random}, fit=FIT, seeds=1).unlike()[0]
+
+
+def test_runs_side_by_side_are_the_same_runs():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    one, two = (scored({"good": lambda: Plus(2, 2.2, 2.1), "mix": lambda: MixUp(1)}, jobs=jobs) for jobs in (1, 2))
+    torch.set_num_threads(threads)
+    keys = ["method", "seed", "epoch"]
+    pd.testing.assert_frame_equal(
+        *(r.runs.drop(columns="seconds").sort_values(keys, ignore_index=True) for r in (one, two))
+    )
+
+
+# The file of finished runs
+
+
+def trained(capsys):
     """The labels of the trainings that finished."""
-    return re.findall(r"run \d of \d, \d+:\d\d left: (.+)", err)
+    return re.findall(r"run \d+ of \d+, \d+:\d\d left: (.+)", capsys.readouterr().err)
+
+
+def test_finished_runs_are_used_again_whatever_the_order(tmp_path, capsys):
+    runs = tmp_path / "runs.jsonl"
+    first = scored(runs=runs)
+    before = runs.read_bytes()
+    assert len(trained(capsys)) == 12
+    again = scored(dict(reversed(METHODS.items())), runs=runs, seeds=4 - 1)
+    assert trained(capsys) == []
+    assert runs.read_bytes() == before
+    assert again.difference("score", "good") == first.difference("score", "good")
+    scored(runs=runs, seeds=[0, 5], methods={"other": lambda: Plus(*range(6))})
+    assert trained(capsys) == ["other, seed 0", "none, seed 5", "other, seed 5"]
+
+
+CHANGES = {
+    "fit": {"fit": lambda learn: learn.fit(3, 0.1)},
+    "settings": {"settings": {"note": 2}},
+    "measures": {"measures": {"score": lambda learn: score(learn) + 1}},
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_runs_of_other_settings_are_not_used_which_is_said(change, tmp_path, capsys):
+    runs = tmp_path / "runs.jsonl"
+    scored({}, seeds=1, runs=runs)
+    capsys.readouterr()
+    scored({}, seeds=1, runs=runs, **CHANGES[change])
+    err = capsys.readouterr().err
+    assert f"1 runs in {runs} are not used: they differ in {change}" in err
+    assert "none, seed 0" in err
+    assert len(runs.read_text().splitlines()) == 2
+
+
+def other(x=None, model=None, loss=None, **options):
+    dls = tiny(0).dls if x is None else loaders(x, torch.zeros(12).long())
+    return lambda seed: Learner(
+        dls, model or nn.Linear(3, 2), loss or CrossEntropyLossFlat(), metrics=accuracy, **options
+    )
+
+
+OTHERS = {
+    "model": other(model=nn.Sequential(nn.Linear(3, 2))),
+    "loss": other(loss=CrossEntropyLossFlat(reduction="sum")),
+    "data": other(torch.ones(12, 3)),
+    "optimizer": other(wd=0.3),
+}
+
+
+@pytest.mark.parametrize(("what", "new_learner"), OTHERS.items())
+def test_runs_belong_to_the_model_the_data_the_loss_and_the_optimizer(what, new_learner, tmp_path, capsys):
+    runs = tmp_path / "runs.jsonl"
+    compare(tiny, {}, fit=FIT, seeds=1, runs=runs)
+    capsys.readouterr()
+    compare(new_learner, {}, fit=FIT, seeds=1, runs=runs)
+    assert re.search(rf"not used: they differ in .*\b{what}\b", capsys.readouterr().err)
+
+
+def test_runs_belong_to_a_method_with_its_options(tmp_path, capsys):
+    runs = tmp_path / "runs.jsonl"
+    for make, n in ((lambda: Plus(1), 2), (lambda: Plus(2), 1), (lambda: Plus(1), 0)):
+        scored({"plus": make}, seeds=1, runs=runs)
+        assert len(trained(capsys)) == n
+    for method, n in ((MixUp(0.2), 1), (MixUp(0.3), 1), (MixUp(0.2), 0)):
+        scored({"mix": method}, seeds=1, runs=runs)
+        assert len(trained(capsys)) == n
+
+
+@pytest.mark.parametrize("zeros", [b"", b"\0" * 9])
+def test_a_damaged_line_is_skipped_with_a_warning_that_names_it(tmp_path, zeros, capsys):
+    runs = tmp_path / "runs.jsonl"
+    scored({"good": METHODS["good"]}, seeds=1, runs=runs)
+    first, second = runs.read_bytes().splitlines(keepends=True)
+    capsys.readouterr()
+    for cut in (2, len(second) // 2, len(second) - 2):
+        runs.write_bytes(first + second[:cut] + zeros)
+        with pytest.warns(UserWarning, match=r"runs.jsonl, line 2, is damaged"):
+            scored({"good": METHODS["good"]}, seeds=1, runs=runs)
+        assert trained(capsys) == ["good, seed 0"]
+        assert runs.read_bytes().startswith(first + second[:cut] + zeros + b"\n{")
+        with pytest.warns(UserWarning, match="damaged"):
+            scored({"good": METHODS["good"]}, seeds=1, runs=runs)
+        assert trained(capsys) == []
+
+
+@pytest.mark.parametrize("content", [b"Dear reader,\n", b"\x89PNG\r\n\x1a\n\x00\xff", b"1\n", b'{"a": 1}\n'])
+def test_a_file_of_something_else_is_refused_and_unchanged(tmp_path, content):
+    runs = tmp_path / "notes"
+    runs.write_bytes(content)
+    with pytest.raises(ValueError, match="runs must be a file of finished runs"):
+        scored({}, seeds=1, runs=runs)
+    assert runs.read_bytes() == content
+
+
+def test_two_processes_write_to_one_file_and_train_nothing_twice(tmp_path, capsys):
+    runs = tmp_path / "runs.jsonl"
+
+    def fit(learn):
+        if learn.seed == 0 and not runs.read_text():
+            compare(tiny, {"good": METHODS["good"]}, fit=fit, seeds=[1], runs=runs, measures={"score": score})
+        learn.fit(1, 0.1)
+
+    compare(tiny, {"good": METHODS["good"]}, fit=fit, seeds=2, runs=runs, measures={"score": score})
+    assert len(runs.read_text().splitlines()) == 4
+    assert sorted(trained(capsys)) == ["good, seed 0", "good, seed 1", "none, seed 0", "none, seed 1"]
+
+
+# Failures and interruptions
 
 
 def throw(error):
     raise error
 
 
-def break_mixup(monkeypatch, error):
-    monkeypatch.setattr(MixUp, "draw", lambda self, x: throw(error))
-    monkeypatch.setattr(compare, "tiles", lambda data, cb: [])
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_method_that_fails_stops_no_other_and_is_reported(jobs, capsys):
+    broken = partial(on, "before_fit", lambda learn: throw(RuntimeError("shapes do not fit\nin line 2")))
+    result = scored({"broken": broken, "good": METHODS["good"]}, jobs=jobs)
+    assert result.methods == ["none", "good"]
+    assert result.failed == {
+        "broken": "RuntimeError: Exception occured in `Callback` when calling event `before_fit`:"
+    } or ("shapes do not fit" in result.failed["broken"])
+    assert "Failed: broken" in result.report()
+    assert capsys.readouterr().err.count("failed: broken") <= jobs
 
 
-def test_finished_runs_are_shown_after_an_interruption(command, tmp_path, monkeypatch):
-    break_mixup(monkeypatch, KeyboardInterrupt())
-    for runs in ("", "runs.jsonl"):
-        code, out, err = command(f"--methods cutmix,mixup,output_mixup --out out.png --runs '{runs}'")
-        assert (code, [row[0] for row in rows(out)]) == (130, ["none", "cutmix:1"])
-        assert ("(mixup:0.4, seed 0)" in err, "run the same command again" in err) == (True, bool(runs))
-        assert ({file.name for file in tmp_path.iterdir()}, is_picture("out.png")) == ({"out.png", runs} - {""}, True)
-    monkeypatch.setattr(compare, "train", lambda *args: throw(KeyboardInterrupt()))
-    code, out, _ = command("--json")
-    assert (code, strict(out)["methods"]) == (130, {})
+def test_a_baseline_that_fails_raises_value_error_at_once(capsys):
+    with pytest.raises(ValueError, match=r"baseline that can be trained.*no luck"):
+        scored({"none": lambda: throw(RuntimeError("no luck")), "good": METHODS["good"]})
 
 
-def test_failed_method_is_not_trained_again_and_stops_no_other(command, monkeypatch):
-    break_mixup(monkeypatch, RuntimeError("shapes do not fit"))
-    code, out, err = command("--methods mixup:8,cutmix --seeds 2")
-    assert (code, err.count(" failed, "), "(mixup:8, seed 0)" in err) == (1, 1, True)
-    assert trained(err) == ["none, seed 0", "cutmix:1, seed 0", "none, seed 1", "cutmix:1, seed 1"]
-    assert ([row[0] for row in rows(out)], "run the same command again" in err) == (["none", "cutmix:1"], True)
+def test_an_interruption_loses_nothing(tmp_path, capsys):
+    stop = partial(on, "before_fit", lambda learn: throw(KeyboardInterrupt()))
+    runs = tmp_path / "runs.jsonl"
+    result = scored({"good": METHODS["good"], "stop": stop, "bad": METHODS["bad"]}, runs=runs)
+    assert (result.interrupted, result.methods, len(result.last)) == (True, ["none", "good"], 2)
+    assert "Interrupted" in result.report()
+    assert "interrupted after 2 of 12 runs" in capsys.readouterr().err
+    scored({"good": METHODS["good"], "bad": METHODS["bad"]}, runs=runs)
+    assert trained(capsys)[0] == "bad, seed 0"
+    with pytest.raises(KeyboardInterrupt):
+        scored({"none": stop})
 
 
-@pytest.fixture
-def simulated(monkeypatch):
-    """The labels of simulated trainings, each with another accuracy; the third's ECE is nan."""
-
-    labels = []
-
-    def simulate(learn, clock, epochs, lr):
-        labels.append(clock.label)
-        calibration = math.nan if len(labels) == 3 else 0.1 + 0.013 * len(labels)
-        return compare.Run([0.9, math.sin(len(labels)) ** 2][-epochs:], 0.5, calibration, 1.0)
-
-    monkeypatch.setattr(compare, "train", simulate)
-    monkeypatch.setattr(compare, "figure", lambda *args: compare.Figure())  # drawing takes longest
-    return labels
-
-
-def strict(text):
-    """JSON, without the extensions of Python's parser."""
-    return json.loads(text, parse_constant=pytest.fail)
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"seeds": 0}, "seeds must be"),
+        ({"seeds": [1, 1]}, "seeds must be"),
+        ({"jobs": 0}, "jobs must be"),
+        ({"better": {"score": "up"}}, "better must be"),
+        ({"fit": lambda learn: None}, "fit must train"),
+    ],
+)
+def test_bad_arguments_raise_value_error(options, match):
+    with pytest.raises(ValueError, match=match):
+        scored(**options)
 
 
-def test_crashed_command_continues_where_it_stopped(command, monkeypatch):
-    def train(learn, clock, *args, train=compare.train):
-        return throw(RuntimeError("out of memory")) if clock.done == 4 else train(learn, clock, *args)
+# What can be told of functions and values
 
-    argv = "--methods mixup:8,output_mixup --seeds 2 --json"
-    jobs = [f"{label}, seed {seed}" for seed in range(2) for label in ("none", "mixup:8", "output_mixup:0.4")]
-    code, whole, err = command(f"{argv} --runs whole.jsonl")
-    assert (code, trained(err)) == (0, jobs)
-    with monkeypatch.context() as m:
-        m.setattr(compare, "train", train)
-        code, _, err = command(argv)
-    assert (code, trained(err)) == (1, jobs[:4] + jobs[5:])  # the other methods go on
-    for reused, new in ((5, [jobs[4]]), (6, [])):
-        code, out, err = command(argv)
-        assert (code, trained(err), "run 1 of 1" in err) == (0, new, bool(new))
-        assert f"{reused} of 6 runs reused from compare.jsonl" in err
-        assert len({re.sub(r'"seconds": [^}]+', "", text) for text in (out, whole)}) == 1
+LEVEL = 1
 
 
-SMALL = "--size 32 --bs 8 --methods none"
-CHANGES = ["epochs 2", "noise 0.1", "bs 9", "lr 0.001", "arch resnet18", "size 40", "seeds 2"]
+def uses_a_global():
+    return LEVEL
 
 
-@pytest.mark.parametrize("changed", CHANGES)
-def test_other_settings_are_trained_anew_and_old_runs_stay(command, tmp_path, folder, simulated, changed):
-    usual = f"{SMALL} --data {folder} --arch cnn --methods mixup:8"
-    command(usual)
-    before = (tmp_path / "compare.jsonl").read_bytes()
-    simulated.clear()
-    assert command(f"{usual} --{changed}")[0] == 0
-    assert simulated == [f"{label}, seed {changed == 'seeds 2':d}" for label in ("none", "mixup:8")]
-    after = (tmp_path / "compare.jsonl").read_bytes()
-    assert (after.startswith(before), len(list(map(strict, after.splitlines())))) == (True, 4)
-    assert (command(usual)[0], len(simulated)) == (0, 2)
-    assert (tmp_path / "compare.jsonl").read_bytes() == after
+def test_what_is_told_of_functions_changes_with_all_they_depend_on(monkeypatch):
+    def made(inner, default=1):
+        return lambda x, y=default: inner * x + y
 
-
-def test_runs_belong_to_the_images_and_to_a_method_with_its_alpha(command, folder, simulated):
-    command(f"{SMALL} --arch cnn --data {folder}")
-    moved = folder.rename(folder.with_name("moved"))
-    command(f"{SMALL} --arch cnn --data {moved}")
-    assert len(simulated) == 1
-    Image.new("RGB", (20, 20)).save(moved / "cat" / "0.png")
-    command(f"{SMALL} --arch cnn --data {moved}")
-    assert len(simulated) == 2
-    for methods in ("mixup:0.2,mixup:1", "mixup:0.2,none,mixup:2,mixup:1"):
-        command(f"--methods {methods}")
-    assert simulated[2:] == ["none, seed 0", "mixup:0.2, seed 0", "mixup:1, seed 0", "mixup:2, seed 0"]
-
-
-def test_runs_belong_to_versions_code_and_device(command, tmp_path, simulated, monkeypatch):
-    command("--methods none")
-    changed_code = shutil.copytree(compare.Path(compare.__file__).parent, tmp_path / "mixaug")
-    (changed_code / "methods" / "cut.py").write_text("changed")
-    learn, old = compare.learner(compare.digits(), 0, 0, 128, "cnn", False), compare.version
-    monkeypatch.setattr(compare, "learner", lambda *args, **kwargs: learn)  # which stays on the CPU
-    changes = [
-        ("__version__", "9.9"),
-        ("__file__", str(changed_code / "compare.py")),
-        ("version", lambda name: "9.9" if name == "torch" else old(name)),
-        ("version", lambda name: "9.9" if name == "fastai" else old(name)),
-        ("default_device", lambda: torch.device("meta")),
+    alike = [made(2), made(2)]
+    others = [
+        made(3),
+        made(2, 5),
+        partial(made(2), 1),
+        lambda x: [2 * i for i in range(x)],
+        lambda x: [3 * i for i in range(x)],
     ]
-    for n, (name, value) in enumerate(changes, 2):
-        with monkeypatch.context() as m:
-            m.setattr(compare, name, value)
-            assert (command("--methods none")[0], len(simulated)) == (0, n), name
+    assert repr(told(alike[0])) == repr(told(alike[1]))
+    assert len({repr(told(f)) for f in (*alike, *others)}) == 1 + len(others)
+    before = repr(told(uses_a_global))
+    monkeypatch.setitem(globals(), "LEVEL", 2)
+    assert repr(told(uses_a_global)) != before
+    assert "torch" in told(F.cross_entropy)
 
 
-def test_fingerprint_depends_on_tensors_and_classes(folder):
-    data = compare.folder(folder, 8)
-    (x, y), (valid_x, valid_y) = data.train, data.valid
-    other = x.clone()
-    other[0, 0, 0, 0] += 1
-    trains = (other, y), (x, 1 - y), (x.view(torch.int8), y), (x.view(len(x), 3, 4, 16), y)
-    valids = (255 - valid_x, valid_y), (valid_x, 1 - valid_y)
-    changed = [*(replace(data, train=t) for t in trains), *(replace(data, valid=v) for v in valids)]
-    assert len({compare.fingerprint(d) for d in [data, *changed, replace(data, classes=["cat", "wolf"])]}) == 8
-    assert compare.fingerprint(data) == compare.fingerprint(compare.folder(folder, 8))
+def test_what_is_told_of_data_changes_with_the_values():
+    frames = pd.DataFrame({"a": [1]}), pd.DataFrame({"a": [2]}), pd.Series([1])
+    tensors = torch.ones(3), torch.zeros(3), np.ones(3), np.ones((3, 1)), nn.Linear(2, 3), nn.Linear(3, 3)
+    values = [*frames, *tensors, MixUp(1), MixUp(2), {"a": 1}, {"a": 2}, [1, 2], np, torch]
+    assert len({repr(told(v)) for v in values}) == len(values)
+    cycle = [1]
+    cycle.append(cycle)
+    assert "..." in repr(told(cycle))
 
 
-@pytest.mark.parametrize("zeros", [b"", b"\0" * 9])
-def test_truncated_line_is_skipped(tmp_path, zeros):
-    settings, file = {"epochs": 1}, tmp_path / "runs.jsonl"
-    jobs = {("none", 0): compare.Run([0.5], math.nan, 0.1, 2.0), ("mixup:8", 0): compare.Run([0.25], 0.5, 0.3, 1 / 3)}
-    for job, result in jobs.items():
-        compare.RunsFile(str(file), settings).add(job, result)
-    first, second = file.read_bytes().splitlines(keepends=True)
-    for cut in range(len(zeros) == 0, len(second)):
-        file.write_bytes(first + second[:cut] + zeros)
-        kept = compare.RunsFile(str(file), settings)
-        assert len(kept.done) == 1 + (cut == len(second) - 1)  # only the line's end is missing
-        kept.add(("mixup:8", 0), jobs["mixup:8", 0])
-        assert repr(compare.RunsFile(str(file), settings).done) == repr(jobs)
-        assert file.read_bytes() == first + second[:cut] + zeros + b"\n" + second
+# Progress
 
 
-def refused(result, words):
-    """Whether the command ended with code 2 and one line on stderr that contains `words`."""
-    code, out, err = result
-    return (code, out, err.count("\n"), err.startswith("mixaug compare: "), words in err) == (2, "", 1, True, True)
-
-
-RUN = b'{"settings": {}, "method": "none", "seed": 0, "run": '
-FOREIGN = [b"Dear reader,\n", b"\x89PNG\r\n\x1a\n\x00\xff", b"1\n", b"[1]\n", b'{"a": 1}\n',
-           b'{"settings": {}, "methods": {}}\n', RUN + b"5}\n", RUN + b"{}}\nx"]  # fmt: skip
-
-
-@pytest.mark.parametrize("content", FOREIGN)
-def test_file_of_something_else_is_refused_and_unchanged(command, tmp_path, simulated, content):
-    (tmp_path / "notes").write_bytes(content)
-    line = 1 + content.endswith(b"x")
-    assert refused(command(f"{SMALL} --runs notes"), f"something else in line {line}. Name another file\n")
-    assert ((tmp_path / "notes").read_bytes(), simulated) == (content, [])
-
-
-def test_full_disk_ends_the_command_with_the_finished_runs(command, simulated, monkeypatch):
-    def full(self, job, run, add=compare.RunsFile.add):
-        return add(self, job, run) if job[0] == "none" else throw(OSError(28, "No space left on device"))
-
-    monkeypatch.setattr(compare.RunsFile, "add", full)
-    code, out, err = command("--methods mixup:8")
-    assert (code, [row[0] for row in rows(out)], "No space left" in err) == (1, ["none"], True)
-
-
-def test_seed_counts_only_if_the_baseline_has_it():
-    done = {("mixup:8", 1): "a", ("none", 1): "b", ("mixup:8", 0): "c", ("cutmix:1", 0): "d"}
-    jobs = [(label, seed) for seed in range(2) for label in ("none", "mixup:8", "cutmix:1")]
-    assert compare.by_method(done, jobs) == {"none": {1: "b"}, "mixup:8": {1: "a"}}
-
-
-def test_json_has_the_numbers_of_the_table(command, tmp_path, simulated):
-    argv = "--methods mixup:8,cutmix,mixup:1 --seeds 3 --epochs 2"
-    text, (code, out, _) = command(argv)[1], command(f"{argv} --json --out json.png")
-    found, shown = strict(out), rows(text)
-    assert (code, out.count("\n"), is_picture(tmp_path / "json.png")) == (0, 1, True)
-    assert (found["settings"]["data"], found["settings"]["epochs"]) == ("digits", 2)
-    assert found["interval"] == {"confidence": 0.95, "comparisons": 3}
-    assert list(found["methods"]) == [row[0] for row in shown] == ["none", "mixup:8", "cutmix:1", "mixup:1"]
-    for row, method in zip(shown, found["methods"].values(), strict=True):
-        seeds, finals = zip(*((r["seed"], r["accuracy"][-1]) for r in method["runs"]), strict=True)
-        accuracy = method["accuracy %"]
-        assert (seeds, accuracy["mean"]) == ((0, 1, 2), pytest.approx(100 * np.mean(finals)))
-        numbers = ["3", f"{accuracy['mean']:.1f}", "±", f"{accuracy['deviation']:.1f}"]
-        if row[0] != "none":
-            numbers += [f"{accuracy['change']:+.1f}", "±", f"{accuracy['half_width']:.1f}"]
-        assert method["statement"] in ([None] if row[0] == "none" else text.splitlines())
-        assert row[1 : 1 + len(numbers)] == numbers
-    undefined = found["methods"]["cutmix:1"]  # the third training
-    assert undefined["ECE %"] == dict.fromkeys(("mean", "deviation", "change", "half_width"))
-    assert (undefined["runs"][0]["ece"], undefined["accuracy %"]["mean"] is None) == (None, False)
-
-
-def test_fine_tune_is_one_run_with_exact_accuracy_and_nan_for_an_infinite_loss(capsys):
-    learn, clock, fits = compare.learner(compare.digits(), 0, 0, 128, "cnn", False), compare.Clock(2), []
-    learn.pretrained, learn.splitter = True, lambda model: [params(model[0]), params(model[1:])]
-    learn.add_cb(on("before_fit", lambda learn: fits.append(learn.opt.frozen_idx)))
-    right = compare.train(learn, clock, 2, 0.005).accuracy[0] * len(learn.dls.valid_ds)
-    assert right == pytest.approx(round(right), abs=1e-9)
-    err = capsys.readouterr().err
-    assert (fits, err.startswith("run 1 of 2, "), err.count("\n")) == ([1, 0], True, 1)
-    learn.fine_tune = lambda epochs, lr: setattr(learn.recorder, "values", [[0.1, math.inf, 0.5, math.nan]])
-    clock.seconds = [1.0]
-    assert repr(compare.train(learn, clock, 1, 0.005)) == "Run(accuracy=[0.5], loss=nan, ece=nan, seconds=1.0)"
-
-
-# With settings so small that a check which no longer refuses fails its test at once
-BAD = [
-    ("--data nowhere", "data must be"),
-    ("--methods none,mixupp", "methods must be"),
-    ("--methods ''", "methods must be"),
-    ("--methods mixup:0", "mixup:0: alpha must be"),
-    ("--methods mixup:x", "mixup:x: "),
-    ("--alpha much", "alpha must be a number"),
-    ("--noise 1.5", "noise must be a number from 0 to 1"),
-    ("--epochs 0", "epochs must be a number from 1"),
-    ("--seeds -1", "seeds must be a number from 1"),
-    ("--arch resnet99", "arch must be"),
-    ("--speed fast", "--speed"),
-    ("--out {tmp}/nowhere/a.png", "out must be"),
-    ("--runs {tmp}", "runs must be"),
-    ("--runs {tmp}/../{tmp.name}/compare.png", "two files"),
-]
-
-
-@pytest.mark.parametrize(("options", "words"), BAD)
-def test_bad_input_gives_one_line_and_code_2(command, tmp_path, options, words):
-    assert refused(command(f"{SMALL} {options.format(tmp=tmp_path)}"), words)
-
-
-def test_train_and_valid_folders_are_not_split_and_unusable_folders_are_bad_input(command, tmp_path, folder):
-    for part in ("train", "valid"):
-        shutil.copytree(folder, tmp_path / "split" / part)
-    argv = f"{SMALL} --arch cnn --data"
-    code, out, _ = command(f"{argv} split")
-    assert (code, "20 training images" in out, "20 validation images" in out) == (0, True, True)
-    (tmp_path / "split" / "train" / "dog").rename(tmp_path / "split" / "train" / "wolf")
-    assert refused(command(f"{argv} split"), "images of the classes")
-    (folder / "dog" / "3.png").write_bytes(b"no picture")
-    assert refused(command(f"{argv} {folder}"), "3.png")
-    for file in (folder / "dog").iterdir():
-        file.unlink()
-    assert refused(command(f"{argv} {folder}"), "at least two class folders")
-
-
-def test_titles_of_tiles_do_not_overlap(folder):
-    data = replace(compare.folder(folder, 32), classes=["German_shorthaired_pointer", "American_pit_bull_terrier"])
-    methods = compare.parse_methods("cutmix,output_mixup", None)
-    fig = compare.figure(data, methods, {label: {0: compare.Run([0.5], 0.7, math.nan, 1.0)} for label in methods})
-    fig.draw_without_rendering()
-    boxes = [ax.title.get_window_extent() for ax in fig.axes if ax.get_title()]
-    assert len(boxes) == 3 * compare.TILES + 3
-    assert not [1 for a, b in itertools.combinations(boxes, 2) if a.overlaps(b)]
-
-
-def test_command_without_subcommand_prints_usage(capsys):
-    assert (main([]), "mixaug compare" in capsys.readouterr().out) == (0, True)
-    assert (main(["compress"]), "usage" in capsys.readouterr().err) == (2, True)
+def test_progress_is_one_line_on_terminals_and_a_line_for_each_run_in_files(capsys, monkeypatch):
+    for terminal in (False, True):
+        monkeypatch.setattr("sys.stderr.isatty", lambda terminal=terminal: terminal, raising=False)
+        progress = Progress(2)
+        for done in (0.5, 1.0):
+            progress.tell("none, seed 0", done)
+        progress.end()
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1
+        assert err.count("run 1 of 2, 0:00 left: none, seed 0") == (2 if terminal else 1)

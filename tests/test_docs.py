@@ -9,10 +9,14 @@ import pytest
 import torch
 
 import mixaug
+from mixaug.compare import compare
 
 ROOT = Path(__file__).parent.parent
 PUBLIC = {name: getattr(mixaug, name) for name in mixaug.__all__}
-FOUND = [t for n, o in PUBLIC.items() for t in doctest.DocTestFinder().find(o, n, globs={**PUBLIC, "torch": torch})]
+FOUND = [
+    *doctest.DocTestFinder().find(compare, "compare", globs={"compare": compare}),
+    *(t for n, o in PUBLIC.items() for t in doctest.DocTestFinder().find(o, n, globs={**PUBLIC, "torch": torch})),
+]
 
 
 def test_the_examples_give_what_they_say_and_none_is_skipped():

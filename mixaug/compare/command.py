@@ -40,21 +40,16 @@ from scipy.stats import t as student
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from . import __version__
-from .handler import MixHandler
-from .methods.average import MixUp
-from .methods.cut import CutMix
-from .methods.cut_variants import FMix, ResizeMix, SaliencyMix
-from .methods.hidden import ManifoldMixup
-from .methods.one_of import OneOf
-from .methods.output import OutputMixup
-from .methods.patch_up import PatchUp
-
-
-def one_of(alpha: float = 1.0) -> OneOf:
-    """Return MixUp or CutMix, chosen for each sample."""
-    return OneOf(MixUp(alpha), CutMix(alpha), per_sample=True)
-
+from .. import __version__
+from ..handler import MixHandler
+from ..methods.average import MixUp
+from ..methods.cut import CutMix
+from ..methods.cut_variants import FMix, ResizeMix, SaliencyMix
+from ..methods.hidden import ManifoldMixup
+from ..methods.output import OutputMixup
+from ..methods.patch_up import PatchUp
+from .measures import ece
+from .methods import one_of
 
 DIGITS_METHODS = "none,mixup:0.4,mixup:8,cutmix:1,manifold_mixup:8,output_mixup:8"
 FOLDER_METHODS = "none,mixup,cutmix,manifold_mixup,output_mixup"
@@ -303,20 +298,6 @@ def cnn(n_in: int, n_classes: int) -> nn.Module:
     """Return a network for small images ``(B, n_in, H, W)``."""
     body = ConvLayer(n_in, 32), ConvLayer(32, 64, stride=2), ConvLayer(64, 128, stride=2)
     return nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, n_classes))
-
-
-def ece(prob: Tensor, target: Tensor, bins: int = 15) -> float:
-    """Return the expected calibration error: the mean gap between confidence and accuracy.
-
-    Args:
-        prob: Probabilities ``(N, C)``. Confidence is the largest of a sample.
-        target: Class indices ``(N,)``.
-        bins: Number of bins of confidence, of equal width.
-    """
-    top, guess = prob.max(1)
-    gap = top - (guess == target).to(top)
-    at = (top * bins).ceil().long().clamp(1, bins) - 1
-    return (torch.zeros(bins).to(top).index_add(0, at, gap).abs().sum() / len(top)).item()
 
 
 class Clock(Callback):
@@ -701,7 +682,7 @@ def compare(
         raise BadInputError(f"arch must be a model for images of {shape}, got {arch!r} ({first_line(error)})") from None
     versions = {name: version(name) for name in ("torch", "torchvision", "fastai", "timm") if find_spec(name)}
     versions["mixaug"] = (
-        f"{__version__} {digest(file.read_bytes() for file in sorted(Path(__file__).parent.rglob('*.py')))}"
+        f"{__version__} {digest(file.read_bytes() for file in sorted(Path(__file__).parent.parent.rglob('*.py')))}"
     )
     settings = {
         "epochs": epochs, "noise": label_noise, "bs": bs, "lr": lr, "arch": arch, "pretrained": pretrained,
