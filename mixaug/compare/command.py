@@ -42,28 +42,12 @@ from torch.utils.data import TensorDataset
 
 from .. import __version__
 from ..handler import MixHandler
-from ..methods.average import MixUp
-from ..methods.cut import CutMix
-from ..methods.cut_variants import FMix, ResizeMix, SaliencyMix
-from ..methods.hidden import ManifoldMixup
-from ..methods.output import OutputMixup
-from ..methods.patch_up import PatchUp
 from .measures import ece
-from .methods import one_of
+from .methods import NAMES
 
 DIGITS_METHODS = "none,mixup:0.4,mixup:8,cutmix:1,manifold_mixup:8,output_mixup:8"
 FOLDER_METHODS = "none,mixup,cutmix,manifold_mixup,output_mixup"
-METHODS: dict[str, Callable[..., MixHandler]] = {
-    "mixup": MixUp,
-    "cutmix": CutMix,
-    "fmix": FMix,
-    "resize_mix": ResizeMix,
-    "saliency_mix": SaliencyMix,
-    "manifold_mixup": ManifoldMixup,
-    "patch_up": PatchUp,
-    "output_mixup": OutputMixup,
-    "one_of": one_of,
-}
+METHODS = {name: make for name, make in NAMES.items() if name != "cmixup"}  # which is for continuous targets
 TILES = 4  # samples to show for each method
 
 

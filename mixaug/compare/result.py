@@ -54,7 +54,7 @@ class Comparison:
         self.runs = self.runs[order].astype(dict.fromkeys([*names, "seconds"], float))
         self.measures: list[str] = names
         # The first metric; the loss, if there is none
-        self.main = next((name for name in names if name not in ("valid_loss",)), names[0])
+        self.main = next((name for name in names if name != "valid_loss"), names[0])
         self._first = {job: run["first"] for job, run in counted.items()}
 
     @property

@@ -32,7 +32,7 @@ def compare(
     """Train a learner with and without each method, and compare them seed by seed.
 
     Everything is seeded before `new_learner` and again before `fit`, so all methods of a seed start from the same
-    weights and see the same batches. This is checked, and a warning says where it is not so. A run that fails does not
+    weights and see the same batches. This is checked, and the report says where it is not so. A run that fails does not
     stop the others; an interruption ends the comparison with the runs that are finished.
 
     Args:
