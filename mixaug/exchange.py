@@ -161,20 +161,18 @@ class Exchange(Trial):
         A layer that runs several times, and fails if each run is mixed, may pass in single runs.
         """
         places = sorted(places, key=lambda place: min(self.order.index(m) for m in place.layers))
-        for m in self.model.modules():
-            m.training = m is self.model  # else noise that is drawn for each sample would look like what goes around
         with torch.enable_grad():  # else some layers take a faster path, past their parts
-            plain = self.run(self.xb)
-            passed = set(self._pass([p for p in places if self.is_parallel(p)], plain))
+            self._wanted: dict[tuple[int, ...], list[Tensor]] = {}
+            passed = set(self._pass([p for p in places if self.is_parallel(p)]))
             again = {p: range(self.runs_of(p.layers[0])) for p in places if p not in passed and len(p.layers) == 1}
             runs = [p.in_run(i) for p, several in again.items() for i in several if len(several) > 1]
-            passed |= set(self._pass([p for p in runs if self.around(p) is None], plain))
+            passed |= set(self._pass([p for p in runs if self.around(p) is None]))
         found = [p for place in places for p in (place, *runs) if p in passed and p.layers == place.layers]
         return [
             replace(p, runs=sum(map(self.runs_of, p.layers)), rows=tuple(map(self.rows_of, p.layers))) for p in found
         ]
 
-    def _pass(self, places: Sequence[Place], plain: list[Tensor]) -> list[Place]:
+    def _pass(self, places: Sequence[Place]) -> list[Place]:
         """Test places, all in one pass: the samples stand in another order behind each, up to the prediction.
 
         In no order a sample stands where it was first, and no order comes twice, so that what goes around some of the
@@ -191,12 +189,12 @@ class Exchange(Trial):
                 hooks += [(m, self._turn(place, turn)) for m in place.layers]
             with _hooked(hooks):
                 got = self.run(self.xb)
-            if self._is_equal(got, plain, list(orders[len(places)])):
+            if self._are_close(got, self._of_order(orders[len(places)])):
                 return list(places)
             if len(places) == 1:
                 return []
         half = len(places) // 2
-        return self._pass(places[:half], plain) + self._pass(places[half:], plain)
+        return self._pass(places[:half]) + self._pass(places[half:])
 
     def _turn(self, place: Place, turn: Tensor) -> Callable:
         """Return a hook that puts the rows of a layer's output in another order."""
@@ -211,18 +209,30 @@ class Exchange(Trial):
 
         return hook
 
-    def _is_equal(self, got: list[Tensor], plain: list[Tensor], order: list[int]) -> bool:
-        """Return whether predictions are those of the samples in another order, as far as samples differ."""
-        for now, own in zip(got, plain, strict=True):
-            wanted = own[order]
-            same = [(a == wanted) | (a.isnan() & wanted.isnan()) for a in (now, own)]
-            finite = own.isfinite() & wanted.isfinite()
-            error = (now - wanted).masked_fill(same[0], 0).abs().max()
-            difference = (own - wanted).masked_fill(same[1] | ~finite, 0).abs().max()
-            noise = 100 * torch.finfo(own.dtype).eps * wanted.nan_to_num(0, 0, 0).abs().max()
+    def _of_order(self, order: tuple[int, ...]) -> list[Tensor]:
+        """Return what the model predicts for the samples in another order.
+
+        Predictions need not have samples as rows: they may be flat, or a stack of heads. Noise that a module draws for
+        each sample is that of its row here, too.
+        """
+        if order not in self._wanted:
+            turned = map_tensors(lambda t: t[list(order)] if t.ndim and len(t) == self.n else t, self.xb)
+            self._wanted[order] = self.run(turned)
+        return self._wanted[order]
+
+    def _are_close(self, got: list[Tensor], wanted: list[Tensor]) -> bool:
+        """Return whether predictions are as wanted, as far as these differ from those of the samples in order."""
+        if not [t.shape for t in got] == [t.shape for t in wanted] == [t.shape for t in self.outputs]:
+            return False
+        for now, other, own in zip(got, wanted, self.outputs, strict=True):
+            same = [(a == other) | (a.isnan() & other.isnan()) for a in (now, own)]
+            finite = own.isfinite() & other.isfinite()
+            error = (now - other).masked_fill(same[0], 0).abs().max()
+            difference = (own - other).masked_fill(same[1] | ~finite, 0).abs().max()
+            noise = 100 * torch.finfo(own.dtype).eps * other.nan_to_num(0, 0, 0).abs().max()
             if not error <= torch.maximum(0.001 * difference, noise):
                 return False
-        return len(got) == len(plain) > 0
+        return len(got) > 0
 
     def require(self, places: Sequence[Place]) -> list[Place]:
         """Return places that the user named, with the number of their runs; ValueError if one fails the test."""

@@ -92,7 +92,8 @@ def find_places(
         return named or [Place.of(m, names) for m in _in_structure(model)]
     with Exchange(model, xb, is_own) as trial:
         places = trial.require(named) if named else trial.passing(_Search(model, names, trial, accept).places())
-    if all(t.ndim > 3 and t.is_floating_point() for t in tensors(trial.xb)):  # images have no padding
+    square = (t.is_floating_point() and t.ndim > 3 and t.shape[-1] == t.shape[-2] for t in tensors(trial.xb))
+    if all(square):  # images have no padding
         return places
     try:
         with Exchange(model, padded(trial.model, trial.xb), is_own) as trial:

@@ -1,11 +1,13 @@
 """What becomes of each input and each target: what the user says, else what dtype and shape say."""
 
+from collections.abc import Mapping
+from numbers import Number
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from .mix import Mix, is_equal, like, map_tensors, same
+from .mix import Mix, is_equal, like, map_tensors, same, tensors
 
 if TYPE_CHECKING:
     from .handler import MixHandler
@@ -17,9 +19,37 @@ def mixed_inputs(xb: tuple, rules: tuple, mix: Mix) -> tuple:
     for x, rule in zip(xb, rules, strict=True):
         if callable(rule):
             mixed.append(rule(mix, x))
+        elif rule == "keep":
+            mixed.append(x)
         else:
-            mixed.append(x if rule == "keep" else map_tensors(lambda t: mix.blend(t) if t.ndim else t, x))
+            if kinds := unmixable(x):
+                raise TypeError(
+                    f"Expected tensors, or numbers, in the inputs to mix, got {kinds}. Say which inputs stay as they "
+                    'are, as in inputs=("mix", "keep")'
+                )
+            for t in tensors(x) if rule is None else ():
+                if mix.mask.ndim > 1 and mix.covers(t) and _may_be_of_sample(t, mix):
+                    raise ValueError(
+                        f"Expected inputs for each position or for the sample, got shape {tuple(t.shape)} beside a "
+                        f"mask of shape {tuple(mix.mask.shape)}, which may be either. Say a rule for each input, as in "
+                        'inputs=("mix", "keep"): "mix" to cut it, "keep", or a function of the mix and the input'
+                    )
+            mixed.append(map_tensors(lambda t: mix.blend(t) if t.ndim else t, x))
     return tuple(mixed)
+
+
+def unmixable(nest: Any) -> list[str]:
+    """Return the classes of what a nest has besides tensors and numbers."""
+    if isinstance(nest, (tuple, list, Mapping)):
+        items = nest.values() if isinstance(nest, Mapping) else nest
+        return list(dict.fromkeys(kind for item in items for kind in unmixable(item)))
+    return [] if nest is None or isinstance(nest, (Tensor, Number)) else [type(nest).__name__]
+
+
+def _may_be_of_sample(x: Tensor, mix: Mix) -> bool:
+    """Return whether an input that the mask covers has no channels, and may be a pose, a matrix, a few numbers."""
+    size = mix.mask.shape[1:]
+    return x.ndim <= 1 + len(size) and (x.shape[1:] != size or len(size) == 1)
 
 
 def mixed_targets(yb: tuple, rules: tuple, mix: Mix, loss_func: Any) -> tuple:

@@ -4,14 +4,16 @@ import random
 import sys
 import warnings
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import is_dataclass
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributions import Distribution
 from torch.overrides import TorchFunctionMode
 
 from .mix import is_equal, map_tensors, tensors
@@ -86,15 +88,18 @@ class Trial:
         self.n, self.is_own = min(total, 4), is_own
         dtype = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), None)
 
-        # From first to last: batches that are sorted by length differ most in these
-        rows = [i * (total - 1) // (self.n - 1) for i in range(self.n)]
+        rows = _differing([i * (total - 1) // (self.n - 1) for i in range(self.n)], xb, total)
 
         def some(t: Tensor) -> Tensor:
             t = t[rows] if t.ndim and len(t) == total else t
             return t.detach().clone().to(dtype if t.is_floating_point() else t.dtype)
 
+        def some_of(x: Any) -> Any:  # texts may stand beside tensors
+            is_list = isinstance(x, (tuple, list)) and len(x) == total and not tensors(x)
+            return [x[i] for i in rows] if is_list else map_tensors(some, x)
+
         with no_subclass():
-            self.xb = map_tensors(some, tuple(xb))
+            self.xb = tuple(map(some_of, xb))
 
     def __enter__(self) -> Any:
         modules = list(self.model.modules())
@@ -116,7 +121,7 @@ class Trial:
             for kind in {t.device.type for t in tensors(self.xb)} & {"cpu", "cuda"}:
                 stack.enter_context(torch.autocast(kind, enabled=False))  # too coarse to compare predictions
             for p in self.model.parameters():  # weights that are zero at first hide what depends on what
-                if p.ndim > 1 and p.is_floating_point() and not p.detach().any():
+                if p.is_floating_point() and not p.detach().any():
                     stack.callback(setattr, p, "data", p.data)
                     p.data = torch.randn_like(p)
             stack.enter_context(warnings.catch_warnings())
@@ -128,11 +133,7 @@ class Trial:
         self.stack.close()
 
     def run(self, xb: tuple) -> list[Tensor]:
-        """Return the tensors that the model predicts, of floats with a row for each sample."""
-        return [t for t in tensors(self.predict(xb)) if self.has_rows(t)]
-
-    def predict(self, xb: tuple) -> Any:
-        """Return what the model predicts."""
+        """Return the tensors that the model predicts, of floats."""
         random.seed(0)
         np.random.seed(0)
         torch.manual_seed(0)
@@ -140,15 +141,42 @@ class Trial:
         text = sys.modules.get("fastai.text.models.core")
         if text and isinstance(self.model, text.SequentialRNN):
             pred = pred[0]  # all that RNNCallback leaves to the loss
-        return pred
+        return [t for t in tensors(_opened(pred)) if t.is_floating_point() and t.ndim and t.numel()]
 
     def has_rows(self, t: Tensor) -> bool:
         """Return whether a tensor has floats, with a row for each sample."""
         return t.is_floating_point() and t.ndim > 0 and len(t) == self.n
 
 
+def _differing(rows: list[int], xb: tuple, total: int) -> list[int]:
+    """Return numbers of samples that differ in their flags, codes and lengths, if the batch has such.
+
+    Args:
+        rows: The numbers to begin with, from first to last: batches that are sorted by length differ most in these.
+        xb: The inputs.
+        total: Number of samples.
+    """
+    rows, free = list(rows), len(rows) - 1
+    for t in tensors(xb):
+        if t.ndim and len(t) == total:
+            for column in t.detach().reshape(total, -1)[:, :64].cpu().T:
+                others = (column != column[rows[0]]).nonzero().flatten().tolist()
+                if free and others and not set(others) & set(rows):
+                    rows[free], free = others[0], free - 1
+    return rows
+
+
+def _opened(value: Any) -> Any:
+    """Return a nest with what is inside of dataclasses and distributions."""
+    if isinstance(value, (tuple, list)):
+        return [_opened(item) for item in value]
+    if isinstance(value, Mapping):
+        return [_opened(item) for item in value.values()]
+    return _opened(vars(value)) if is_dataclass(value) or isinstance(value, Distribution) else value
+
+
 def padded(model: nn.Module, xb: tuple) -> tuple:
-    """Return inputs of which some samples are cut short, as padding does it.
+    """Return inputs of which some samples are cut short, as padding does it, or have another flag or length.
 
     A batch without padding hides that a mask goes around layers. Codes that a model does not have would end a GPU's
     process: those that it names are put where its largest codes are, 0 and 1 where codes are as large.
@@ -157,28 +185,31 @@ def padded(model: nn.Module, xb: tuple) -> tuple:
         model: The network.
         xb: Inputs of two to four samples.
     """
-    named = [getattr(m, "padding_idx", None) for m in model.modules() if isinstance(m, nn.Embedding)]
+    embeddings = [m for m in model.modules() if isinstance(m, nn.Embedding)]
+    named = [getattr(m, "padding_idx", None) for m in embeddings]
     named += [getattr(getattr(m, "config", None), "pad_token_id", None) for m in model.modules()]
     named = [code for code in named if isinstance(code, int) and code >= 0]
     codes = [t for t in tensors(xb) if t.ndim > 1 and t.dtype in (torch.int32, torch.int64) and t.numel()]
     largest = max(codes, key=Tensor.max, default=None)
+    least = 0 if any(m.num_embeddings < 2 for m in embeddings) else 1  # the largest code that every embedding has
     n = len(next(t for t in tensors(xb) if t.ndim))
 
     def pad(t: Tensor) -> Tensor:
         if not t.ndim or len(t) != n or not t.numel():
             return t
         own, t, half = t, t.clone(), (t.shape[-1] + 1) // 2
+        is_float, of_sample = t.is_floating_point() or t.is_complex(), t.shape[1:].numel() == 1
         if t.dtype == torch.bool:
-            t[1, ..., half:] ^= True
-        elif t.is_floating_point() or t.is_complex():
+            (t[1] if of_sample else t[1, ..., half:]).logical_not_()
+        elif of_sample:
+            t[1] = torch.where(t[1] != 0, t[1] / 2, 1) if is_float else torch.where(t[1] > 0, t[1] // 2, least)
+        elif is_float:
             t[1, ..., half:] = 0
             if n > 3 and t.ndim > 2:
                 t[3, (t.shape[1] + 1) // 2 :] = 0  # steps in front of features
-        elif t.ndim < 2 or t.shape[1:].numel() == 1:  # a length
-            t[1] = (t[1] + 1) // 2
         else:
             for row, code in zip(range(1, n), dict.fromkeys([*(named if own is largest else ()), 0, 1]), strict=False):
-                known = (own.max(0).values >= code) | (code in named)
+                known = (own.max(0).values >= code) | (code in named) | (code <= least)
                 t[row] = torch.where(known & (torch.arange(t.shape[-1], device=t.device) >= half), code, own[row])
         return t
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .batch import MixedBatch
 from .mix import map_tensors
+from .targets import each
 
 
 def verify_loss(loss_func: Callable, pred: Any, yb: tuple, mixed: MixedBatch) -> bool:
@@ -34,6 +35,7 @@ def verify_loss(loss_func: Callable, pred: Any, yb: tuple, mixed: MixedBatch) ->
         partners = tuple(y if callable(rule) or rule == "keep" else y1.to(y.dtype) for y, y1, rule in each)
         if all(map(torch.equal, yb, partners)):
             return False
+        _verify_averaged(loss_func, pred, yb, mixed)
         for p in (pred, _noisy(pred)):
             value, other = loss_func(p, *yb), loss_func(p, *partners)
             if not torch.equal(value, other):
@@ -47,6 +49,33 @@ def verify_loss(loss_func: Callable, pred: Any, yb: tuple, mixed: MixedBatch) ->
         'loss function instead, as in Learner(..., loss_func=lambda out, y: F.cross_entropy(out["logits"], y)); if '
         'targets play no part in this training, say targets="keep"'
     )
+
+
+def _verify_averaged(loss_func: Callable, pred: Any, yb: tuple, mixed: MixedBatch) -> None:
+    """Warn of averaged targets that may be unknown where they are -1; ValueError for those that the loss rounds."""
+    method: Any = mixed.method
+    said = each("targets", method.targets, mixed.original)
+    for at, (y, rule) in enumerate(zip(mixed.original, mixed.rules, strict=True)):
+        known = y[y.isfinite()] if y.is_floating_point() else y[:0]
+        if rule != "average" or said[at] == rule or not known.numel() or (known != known.round()).any():
+            continue
+        values, most = known.unique().tolist(), known.max()
+        if y.ndim > 1 and values == [-1, 0, 1]:
+            method._warn_once(
+                'Targets of -1, 0 and 1 are averaged. If -1 marks unknown labels, say targets="loss", which leaves '
+                'them as they are; else say targets="average"'
+            )
+        near = torch.where(y < most, y + 0.25, y)  # rounded as y is
+
+        def same(p: Any, at: int = at, y: Tensor = y, near: Tensor = near) -> bool:
+            value, other = (loss_func(p, *yb[:at], t, *yb[at + 1 :]) for t in (y, near))
+            return torch.equal(value, other)
+
+        if len(values) > 1 and same(pred) and same(_noisy(pred)):
+            raise ValueError(
+                f"Expected a loss of the averaged targets, got {loss_func}, which rounds them, as class indices. Give "
+                'it integers, which are not averaged, or say targets="loss"'
+            )
 
 
 def _noisy(pred: Any) -> Any:

@@ -275,6 +275,25 @@ def losses(method, how=None, backend="eager", before=None, prob=1.0):
 
 HOWS = "wrapped", "in place", "its layers", "its forward"
 BEFORE = None, "validate", "fit"
+
+
+def test_output_mixup_warns_once_of_tensors_without_a_row_for_each_sample():
+    class Heads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net, self.side = cnn(), nn.Linear(C, 2)
+            self.table = nn.Parameter(torch.randn(3, 2))
+
+        def forward(self, x):
+            h = self.net(x)
+            return h, torch.stack([self.side(h)] * 2), self.table
+
+    loss = lambda pred, y: nn.functional.cross_entropy(pred[0], y) + pred[1].mean()  # noqa: E731
+    with pytest.warns(UserWarning, match="Tensor 1 of the prediction has no row for each sample") as told:
+        trained(OutputMixup(), images(n=2 * BS), model=Heads(), loss=loss, fit=(2, 0.0))
+    assert len(told) == 1
+
+
 OTHERS = [*(METHODS[name] for name in ("MixUp", "CutMix", "OutputMixup")), PatchUp]
 COMPILED = [(ManifoldMixup, how, before) for how in HOWS for before in BEFORE]
 COMPILED += [(method, how, BEFORE[(i + j) % 3]) for i, method in enumerate(OTHERS) for j, how in enumerate(HOWS)]

@@ -3,6 +3,7 @@
 import copy
 import random
 from collections import deque
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import numpy as np
@@ -182,6 +183,80 @@ def asks_for_gradients(net, x):
     return net.head(net.a(h))
 
 
+class Probe(nn.Module):
+    """Part of a network, with a head of its own in training, without gradients."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, C)
+
+    def forward(self, x):
+        h = self.a(x)
+        return (self.b(h), self.c(h.detach())) if self.training else (self.b(h),)
+
+
+def probed(net, x):
+    h, *side = net.a(x)
+    return net.head(h), *side
+
+
+class Noisy(nn.Linear):
+    """Draws noise for each sample in training."""
+
+    def __init__(self):
+        super().__init__(6, 6)
+        self.inner = nn.Linear(6, 6)
+
+    def forward(self, x):
+        h = self.inner(super().forward(x))
+        return h + torch.rand_like(h) if self.training else h
+
+
+def heard(net, x):
+    """A spectrogram, of which frames that are zero do not count."""
+    return net.head(net.c(net.b(net.a(x[:, 0].mean(1))) * (x.abs().sum((1, 2)) > 0)))
+
+
+class Gate(nn.Module):
+    """A gate that is closed at first."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate = nn.Parameter(torch.zeros(6))
+
+    def forward(self, x):
+        return x * self.gate
+
+
+def gated(net, x):
+    with torch.no_grad():
+        side = net.c(x)
+    return net.head(net.a(x) + net.b(side))
+
+
+def stacked(net, x):
+    h = net.a(x)
+    return net.head(net.b(h).relu()), torch.stack([net.c(h.detach())] * 2)  # the graph does not show it
+
+
+def flat(net, x):
+    h = net.a((x > 0).long())
+    return net.head(net.b(h.mean(1)).relu()), net.c(h.detach()).flatten(0, 1)
+
+
+@dataclass
+class Output:
+    """A prediction of two heads."""
+
+    main: torch.Tensor
+    side: torch.Tensor
+
+
+def in_a_dataclass(net, x):
+    h = net.a(x)
+    return Output(net.head(net.b(h).relu()), net.c(h.detach()))
+
+
 LINE = lambda net, x: net.head(net.c(net.b(net.a(x).relu()).relu()).relu())  # noqa: E731
 TIME = nn.TransformerEncoder(nn.TransformerEncoderLayer(6, 2, 8, dropout=0.0), 1, enable_nested_tensor=False)
 FLOWS = {
@@ -230,6 +305,16 @@ FLOWS = {
     ),
     "recurrent": (lambda net, x: net.head(net.b(net.a(x))), {"b": Recurrent()}, ["a"]),
     "in place": (lambda net, x: net.head(net.a(x.mul_(0.5))), {}, ["a"]),
+    "heads in a stack": (stacked, {}, ["a"]),
+    "flat positions": (flat, {"a": nn.Embedding(2, 6)}, ["a"]),
+    "heads in a dataclass": (in_a_dataclass, {}, ["a"]),
+    "a table beside, of as many rows": (
+        lambda net, x: (net.head(net.b(net.a(x))), net.c.weight * 2),
+        {"c": nn.Linear(6, 4)},
+        ["a", "b"],
+    ),
+    "a nested head in training": (probed, {"a": Probe()}, ["a"]),
+    "a gate that is zero at first": (gated, {"b": Gate()}, []),
     "padding": (padded, {"a": nn.Embedding(2, 6)}, ["c"]),
     "gradients of the input": (asks_for_gradients, {}, ["a"]),
     "noise of each sample": (
@@ -252,18 +337,18 @@ def swapped(model, place, x):
 
     def exchange(module, args, output):
         runs[0] += 1
-        return output[partner] if place.run in (None, runs[0] - 1) else output
+        turned = tuple(t[partner] for t in output) if isinstance(output, tuple) else output[partner]
+        return turned if place.run in (None, runs[0] - 1) else output
 
     for m in model.modules():
-        m.training = False
-    model.training = True
+        m.training = m is model or isinstance(m, Probe)
     hooks = [m.register_forward_hook(exchange) for m in place.layers]
     torch.manual_seed(2)
-    got = tensors(model(x.clone()))
+    got = model(x.clone())
     for hook in hooks:
         hook.remove()
     torch.manual_seed(2)
-    return got, [t[partner] for t in tensors(model(x.clone()))]
+    return [tensors(vars(p) if isinstance(p, Output) else p) for p in (got, model(x[partner]))]
 
 
 class Padded(nn.Module):
@@ -324,6 +409,55 @@ def test_a_mask_goes_around_even_if_the_first_batch_has_no_padding(kind, xb):
     assert all(torch.equal(t, state[name]) for name, t in model.state_dict().items())
     with pytest.raises(ValueError, match="verify=False"):
         find_places(model, xb, [model.hidden])
+
+
+@pytest.mark.parametrize(
+    "flag",
+    {
+        "codes of 0": torch.zeros(5, dtype=torch.int64),
+        "codes of 1": torch.ones(5, dtype=torch.int64),
+        "a column of codes": torch.ones(5, 1, dtype=torch.int64),
+        "zeros": torch.zeros(5),
+        "numbers": torch.full((5,), 0.5),
+        "bools": torch.ones(5) > 0,
+        "columns of bools": torch.zeros(5, 2) > 0,
+    }.items(),
+    ids=lambda item: item[0],
+)
+def test_a_flag_goes_around_even_if_all_of_the_first_batch_have_the_same(flag):
+    model = Flow(lambda net, x, k: net.head(net.c(net.b(net.a(x)) + net.e(k.view(len(k), -1)[:, -1].long()))))
+    model.e = nn.Embedding(3, 6)
+    if flag[1].is_floating_point():
+        model.flow = lambda net, x, k: net.head(net.c(net.b(net.a(x)) + (k.view(-1, 1) > 0.3).float()))
+    assert [place.name for place in find_places(model, (torch.randn(5, 6), flag[1]))] == ["c"]
+
+
+def test_a_head_of_a_nested_module_in_training_goes_around_too():
+    model, x = Flow(probed, a=Probe()), torch.randn(5, 6)
+    assert [place.name for place in find_places(model, (x,), [model.a.a])] == ["a.a"]
+    with pytest.raises(ValueError, match="Something goes around"):
+        find_places(model, (x,), [model.a.b])
+
+
+def test_noise_that_a_nested_module_draws_for_each_sample_in_training_goes_around_nothing():
+    model = Flow(lambda net, x: net.head(net.b(net.a(x))), b=Noisy())
+    assert [place.name for place in find_places(model, (torch.randn(5, 6),), [model.a])] == ["a"]
+
+
+def test_pictures_that_are_not_square_may_be_padded():
+    x = torch.randn(5, 1, 4, 6)
+    assert [place.name for place in find_places(Flow(heard), (x,))] == ["c"]
+
+
+def test_samples_that_differ_are_tested():
+    model = Flow(lambda net, x, k: net.head(net.c(net.b(net.a(x)) + net.e(k))), e=nn.Embedding(9, 6))
+    flags = torch.full((16,), 8)
+    flags[3] = 3
+    with Exchange(model, (torch.randn(16, 6), flags)) as trial:
+        assert sorted(trial.xb[1].tolist()) == [3, 8, 8, 8]
+    texts = [str(i) for i in range(16)]
+    with Exchange(Flow(lambda net, x, texts: net.head(net.a(x))), (torch.randn(16, 6), texts)) as trial:
+        assert trial.xb[1] == ["0", "5", "10", "15"]
 
 
 def test_padding_that_the_batch_has_is_seen_too():
@@ -666,7 +800,7 @@ def test_the_layers_are_tested_once_a_fit_for_less_than_a_training_step(monkeypa
     assert sum(rows) <= 16  # a step passes 16 samples forward, and the backward pass costs twice that
     tested = []
     monkeypatch.setattr(Exchange, "passing", lambda self, places: tested.append(places) or places)
-    learn = learner(ManifoldMixup(8), images(n=2 * BS))
+    learn = learner(ManifoldMixup(8), images((6, 6), n=2 * BS))
     learn.fit(3)
     learn.fit(1)
     assert len(tested) == 2

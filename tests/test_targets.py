@@ -1,5 +1,7 @@
 """What becomes of each input and each target, said by the user or guessed, by value."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -120,6 +122,71 @@ def test_inputs_of_another_resolution_are_cut_there():
     small = Mix(mixed.mix.partner, slow_resized(mixed.mix.mask, (4, 4)))
     close(mixed.xb[1], slow_mix(xb[1], small))
     close(mixed.xb[2], slow_mix(xb[2], Mix(mixed.mix.partner, mixed.lam)))  # a row of a table
+
+
+@pytest.mark.parametrize(
+    ("x", "other"),
+    [
+        (images((8, 8), n=BS), torch.rand(BS, 4, 4)),  # poses
+        (images((9, 9), n=BS), torch.rand(BS, 3, 3)),  # intrinsics of cameras
+        (torch.rand(BS, 3, 12), torch.rand(BS, 12)),  # numbers of the sample
+    ],
+)
+def test_a_further_input_that_may_be_of_the_sample_needs_a_rule_to_be_cut(x, other):
+    with pytest.raises(ValueError, match=r"(?s)inputs for each position or for the sample.*inputs=\(.*keep"):
+        mix_batch(CutMix(), (x, other), classes(n=BS), F.cross_entropy)
+    cut = mix_batch(CutMix(inputs=("mix", "mix")), (x, other), classes(n=BS), F.cross_entropy)
+    close(cut.xb[1], slow_mix(other, Mix(cut.mix.partner, slow_resized(cut.mix.mask, other.shape[1:]))))
+    kept = mix_batch(CutMix(inputs=("mix", "keep")), (x, other), classes(n=BS), F.cross_entropy)
+    assert kept.xb[1] is other
+    averaged = mix_batch(MixUp(), (x, other), classes(n=BS), F.cross_entropy)
+    close(averaged.xb[1], slow_mix(other, averaged.mix))
+
+
+@pytest.mark.parametrize("other", [["a", "b"] * 4, {"text": ["a"] * 8}, SimpleNamespace(x=1)], ids=str)
+def test_inputs_that_are_no_tensors_have_to_be_kept(other):
+    x, y = images(n=BS), classes(n=BS)
+    with pytest.raises(TypeError, match=r"numbers, in the inputs to mix, got \['(str|SimpleNamespace)'\].*keep"):
+        mix_batch(MixUp(), (x, other), y, F.cross_entropy)
+    assert mix_batch(MixUp(inputs=("mix", "keep")), (x, other), y, F.cross_entropy).xb[1] is other
+
+
+def test_labels_of_minus_one_that_are_averaged_are_warned_of_once_if_nobody_said_so():
+    y = torch.tensor([[0.0, 1, -1], [1, 1, 0]] * (N // 2))
+
+    def masked(pred, y):
+        return (F.binary_cross_entropy_with_logits(pred, y, reduction="none") * (y != -1)).mean()
+
+    with pytest.warns(UserWarning, match='Targets of -1, 0 and 1 are averaged.*targets="loss"') as told:
+        trained(MixUp(), y=y, loss=masked, fit=(2, 0.0))
+    assert len(told) == 1
+    for targets in ("average", "loss"):
+        trained(MixUp(targets=targets), y=y, loss=masked)
+    for other in (y.abs(), torch.where(y < 0, -2, y), torch.where(y == 0, 1, y)):
+        trained(MixUp(), y=other, loss=masked)
+
+
+def test_manifold_mixup_never_mixes_inputs_that_are_no_tensors():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = cnn()
+
+        def forward(self, x, texts):
+            assert len(texts) == len(x)
+            return self.net(x)
+
+    learn = trained(ManifoldMixup(8), (images(), [str(i) for i in range(N)]), classes(), Net(), fit=(4, 0.0))
+    assert {row.place for row in learn.spy.batches} == {"net.0", "net.2"}
+
+
+@pytest.mark.parametrize("shape", [(N,), (N, 1)])
+def test_class_indices_in_floats_that_the_loss_rounds_raise_value_error(shape):
+    y, loss = classes().float().view(shape), lambda pred, y: F.cross_entropy(pred, y.long().flatten())
+    with pytest.raises(ValueError, match=r'which rounds them, as class indices.*integers.*targets="loss"'):
+        trained(MixUp(), y=y, loss=loss)
+    trained(MixUp(targets="loss"), y=y, loss=loss)
+    trained(MixUp(), y=y, loss=lambda pred, y: F.mse_loss(pred[:, 0], y.flatten()))  # counts
 
 
 AMBIGUOUS = {  # beside what, and the rule for values of the sample

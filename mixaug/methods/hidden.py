@@ -14,7 +14,7 @@ from ..layers import find_places
 from ..lifecycle import OwnHook, own_hooks
 from ..mix import Mix, tensors
 from ..options import MixOptions, Schedule, flag, with_options
-from ..targets import each, mixed_inputs
+from ..targets import each, mixed_inputs, unmixable
 from ..torch_private import forget_compiled, unwrapped
 from .output import blend_floats
 
@@ -139,8 +139,9 @@ class ManifoldMixup(MixHandler):
         """Draw the layer to mix in this batch; if it is the input, mix that."""
         xb = tuple(self.learn.xb)
         rules = each("inputs", self.inputs, xb)
-        to_mix = tensors([x for x, rule in zip(xb, rules, strict=True) if rule in (None, "mix")])
-        may_mix_input = self.input_mixup and all(t.is_floating_point() for t in to_mix if t.numel())
+        mixed = [x for x, rule in zip(xb, rules, strict=True) if rule in (None, "mix")]
+        to_mix, may_mix_input = tensors(mixed), self.input_mixup and not unmixable(mixed)
+        may_mix_input = may_mix_input and all(t.is_floating_point() for t in to_mix if t.numel())
         if may_mix_input:
             self._pass.check(to_mix)
         at = int(self.rng.integers(len(self._places) + may_mix_input))

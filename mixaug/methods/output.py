@@ -69,7 +69,14 @@ class OutputMixup(MixHandler):
         """Mix the prediction."""
         if self._in_batch and not self.stack_x:
             mix: Any = self.mix
-            self.learn.pred = blend_floats(mix, self.learn.pred, self._rows_of(self.learn.pred))
+            rows = self._rows_of(self.learn.pred)
+            for at, (t, may_be) in enumerate(zip(tensors(self.learn.pred), rows, strict=True)):
+                if may_be and t.is_floating_point() and t.shape[:1] != mix.lam.shape and t.numel() > 1:
+                    self._warn_once(
+                        f"Tensor {at} of the prediction has no row for each sample, and is not mixed, though its loss "
+                        "may be combined. Return (B, ...) from the model, or use MixUp"
+                    )
+            self.learn.pred = blend_floats(mix, self.learn.pred, rows)
         super().after_pred()
 
     def _rows_of(self, pred: Any) -> tuple[bool, ...]:
