@@ -9,23 +9,28 @@ How a batch flows:
 5. `after_train`: ``learn.loss_func`` is the user's again; validation is never mixed.
 """
 
-from . import learner as _learner  # noqa: F401  (patches Learner)
-from .batch import MixedBatch, mix_batch
-from .draw import sample_lam, sample_partner
-from .handler import MixHandler
-from .layers import hidden_layers, mixable
-from .loss import MixUpLoss, mixed_loss
-from .methods.average import CMixup, MixUp
-from .methods.cut import CutMix, box_mask
-from .methods.cut_variants import FMix, ResizeMix, SaliencyMix, fourier_mask, paste_mask, saliency_peak
-from .methods.hidden import ManifoldMixup
-from .methods.one_of import OneOf, choose
-from .methods.output import OutputMixup
-from .methods.patch_up import PatchUp
-from .metrics import MixedMetric
-from .mix import Mix, blend
-from .pairing import sample_partner_by, target_similarity
-from .show import plot_lam
+import sys
+from pathlib import Path
+
+# The command `mixaug` (and `python -m mixaug`) imports by itself what it needs, so that it answers at once
+if Path(sys.argv[0] if sys.argv else "").stem not in ("mixaug", "-m"):
+    from . import learner as _learner  # noqa: F401  (patches Learner)
+    from .batch import MixedBatch, mix_batch
+    from .draw import sample_lam, sample_partner
+    from .handler import MixHandler
+    from .layers import hidden_layers, mixable
+    from .loss import MixUpLoss, mixed_loss
+    from .methods.average import CMixup, MixUp
+    from .methods.cut import CutMix, box_mask
+    from .methods.cut_variants import FMix, ResizeMix, SaliencyMix, fourier_mask, paste_mask, saliency_peak
+    from .methods.hidden import ManifoldMixup
+    from .methods.one_of import OneOf, choose
+    from .methods.output import OutputMixup
+    from .methods.patch_up import PatchUp
+    from .metrics import MixedMetric
+    from .mix import Mix, blend
+    from .pairing import sample_partner_by, target_similarity
+    from .show import plot_lam
 
 __version__ = "0.1.0"
 __all__ = [

@@ -1,12 +1,16 @@
 """The command `mixaug`, also `python -m mixaug`."""
 
+import os
 import sys
+import warnings
+from importlib.metadata import version
 
 USAGE = """\
 usage: mixaug compare [options]
+       mixaug --version
 
 commands:
-  compare    train with and without each mixing method, and report which of them help on your images
+  compare    train with and without each mixing method, and report which of them help on your data
 
 `mixaug compare --help` lists the options."""
 
@@ -22,12 +26,19 @@ def main(argv: list[str] | None = None) -> int:
     """
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["compare"]:
+        warnings.filterwarnings("ignore")  # of others, on stderr
+        os.environ.setdefault("PYTHONWARNINGS", "ignore")  # of the processes of runs side by side
         from .compare.command import main as compare  # imported late, so that the usage is printed fast
 
         return compare(argv[1:])
-    known = argv[:1] in ([], ["-h"], ["--help"])
-    print(USAGE, file=sys.stdout if known else sys.stderr)
-    return 0 if known else 2
+    if argv[:1] == ["--version"]:
+        print(f"mixaug {version('mixaug')}")
+        return 0
+    if argv[:1] in ([], ["-h"], ["--help"]):
+        print(USAGE)
+        return 0
+    print(f"mixaug: there is no command {argv[0]!r}\n\n{USAGE}", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import json
 import math
 import re
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -17,16 +18,18 @@ from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat, MSELossFlat
 from fastai.metrics import accuracy, foreground_acc, rmse
 from fastai.tabular.model import TabularModel
-from fastai.torch_core import set_seed
+from fastai.torch_core import params, set_seed
+from fastprogress import fastprogress
 from torch import nn
 
 from mixaug import CutMix, ManifoldMixup, MixUp, OutputMixup
-from mixaug.compare import compare, ece
+from mixaug.compare import Comparison, compare, ece
 from mixaug.compare.fingerprint import told
 from mixaug.compare.measures import is_lower_better
 from mixaug.compare.methods import makers, named
 from mixaug.compare.progress import Progress
 from mixaug.compare.statistics import decimals_for, paired_difference
+from mixaug.compare.training import Training
 
 # Statistics
 
@@ -41,6 +44,8 @@ def test_ece_equals_the_slow_formula():
         assert ece(prob, target) == pytest.approx(float(slow))
         assert ece(prob, target[:, None]) == ece(prob, target)  # as tables have them
     assert [ece(torch.eye(4), torch.arange(4).roll(k)) for k in (0, 1)] == [0, 1]
+    edge = torch.tensor([[0.4, 0.3, 0.3], [0.5, 0.25, 0.25]])  # both in (0.25, 0.5]
+    assert ece(edge, torch.tensor([0, 1]), bins=4) == pytest.approx((0.5 - 0.6) / -2)
 
 
 @pytest.mark.parametrize(("comparisons", "t"), [(1, 4.302653), (2, 6.205347), (5, 9.924843)])  # of 2 degrees of freedom
@@ -48,8 +53,9 @@ def test_an_interval_is_students_corrected_for_the_number_of_comparisons(compari
     d = paired_difference([5.0, 4.0, 9.0], [4.0, 2.0, 6.0], comparisons)  # 1, 2, 3: a deviation of 1
     assert d.mean == pytest.approx(2)
     assert (d.low, d.high) == (pytest.approx(2 - t / 3**0.5, abs=1e-5), pytest.approx(2 + t / 3**0.5, abs=1e-5))
-    assert (d.seeds, d.significant) == (3, False)
-    assert paired_difference([5.0, 4.0, 9.0], [4.0, 2.9, 8.1]).significant
+    assert (d.seeds, d.significant, f"{d:.2f}") == (3, False, f"+2.00 ± {t / 3**0.5:.2f}")
+    d = paired_difference([5.0, 4.0, 9.0], [4.0, 2.9, 8.1])
+    assert (d.significant, f"{d:.1f}") == (True, "+1.0 ± 0.2 *")
 
 
 @pytest.mark.parametrize(
@@ -61,7 +67,7 @@ def test_there_is_no_interval_of_two_seeds_of_equal_differences_and_of_nan(diffe
     assert d.mean == pytest.approx(mean, nan_ok=True)
     assert math.isnan(d.low)
     assert math.isnan(d.high)
-    assert not d.significant
+    assert (d.significant, f"{d:.1f}") == (False, f"{mean:+.1f}")
 
 
 def test_losses_and_errors_are_better_if_lower():
@@ -189,6 +195,8 @@ def test_runs_have_each_measure_after_each_epoch(result):
     assert result.measures == ["valid_loss", "accuracy", "score"]
     assert result.values("score", "good").tolist() == [82, 84.2, 86.1]
     assert result.main == "accuracy"
+    infinite = scored({}, seeds=1, measures={"score": lambda learn: math.inf})
+    assert math.isnan(infinite.values("score", "none")[0])
 
 
 def test_differences_are_paired_by_seed_and_corrected_for_the_methods(result):
@@ -216,7 +224,8 @@ def test_the_verdict_comes_first_then_the_table_then_how_to_read_it():
     assert re.search(r"79\.9 ± 2\.0 +-2\.1 ± 0\.4 \*", rows["bad"])
     assert re.search(r"81\.8 ± 2\.3 +-0\.2 ± 7\.0 ", rows["same"])
     assert "corrected for 3 methods" in lines[-1]
-    assert repr(result) == result.report()
+    assert result.table(["score"]).loc["good"].tolist() == ["84.1 ± 2.1", "+2.1 ± 0.4 *"]
+    assert (repr(result), result.verdict()) == (result.report(), "\n".join(lines[:2]))
     assert "+2.1 ± 0.4 *" in result._repr_html_()
     lower = learn(better={"score": "lower"})
     lower.main = "score"
@@ -227,11 +236,22 @@ def test_where_no_difference_is_shown_the_verdict_says_so():
     result = scored({"same": lambda: Plus(1, -2, 0.4)})
     result.main = "score"
     assert result.report().startswith("No method is better than none: no gain in score that 3 seeds show\n\n")
+    worse = scored({"bad": METHODS["bad"]})
+    worse.main = "score"
+    assert (worse.best(), worse.verdict().splitlines()[1]) == (None, "Worse than none: bad")
     two = scored({"good": lambda: Plus(2, 2.2)}, seeds=2)
     two.main = "score"
     assert two.report().startswith("2 seeds can show no difference: use more seeds (largest: good, score +2.1)\n")
     alone = scored({}, seeds=2)
     assert "none: accuracy" in alone.report()
+
+
+def test_a_seed_counts_once_the_baseline_has_finished_it():
+    run = {"epochs": [{"loss": 1.0}], "measures": {}, "seconds": 1.0, "first": {"weights": "", "batch": ""}}
+    result = Comparison(dict.fromkeys([("a", 1), ("none", 0), ("a", 0), ("b", 1)], run), ["none", "a", "b"], "none", {})
+    assert (result.methods, result.values("loss", "a").index.tolist()) == (["none", "a"], [0])
+    result = Comparison(dict.fromkeys([("none", 0), ("none", 1), ("a", 1)], run), ["none", "a"], "none", {})
+    assert (result.difference("loss", "a").seeds, result.difference("loss", "none", "a").seeds) == (1, 1)
 
 
 def test_another_baseline_and_other_seeds():
@@ -344,6 +364,24 @@ def test_all_methods_of_a_seed_start_alike_or_the_report_says_so():
     assert "another first weights" in compare(changed, {"a": Random}, fit=FIT, seeds=1).unlike()[0]
 
 
+def test_a_measure_that_draws_numbers_draws_the_same_for_all_methods():
+    drawing = partial(on, "after_fit", lambda learn: torch.rand(3))
+    result = scored({"draws": drawing}, seeds=2, measures={"drawn": lambda learn: torch.rand(1).item()})
+    assert result.values("drawn", "draws").tolist() == result.values("drawn", "none").tolist()
+
+
+def test_fine_tune_is_one_run_whose_frozen_epoch_is_no_progress():
+    def new_learner(seed):
+        learn = tiny(seed, lambda: nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)))
+        learn.splitter = lambda model: [params(model[0]), params(model[1])]
+        return learn
+
+    told, fits = [], on("before_fit", lambda learn: frozen.append(learn.opt.frozen_idx))
+    frozen = []
+    run = Training(new_learner, lambda learn: learn.fine_tune(2)).run(lambda: fits, 0, told.append)
+    assert (frozen, told, len(run["epochs"])) == ([1, 0], [0.5, 1], 2)
+
+
 def test_runs_side_by_side_are_the_same_runs():
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -435,12 +473,12 @@ def test_a_damaged_line_is_skipped_with_a_warning_that_names_it(tmp_path, zeros,
     scored({"good": METHODS["good"]}, seeds=1, runs=runs)
     first, second = runs.read_bytes().splitlines(keepends=True)
     capsys.readouterr()
-    for cut in (2, len(second) // 2, len(second) - 2):
-        runs.write_bytes(first + second[:cut] + zeros)
-        with pytest.warns(UserWarning, match=r"runs.jsonl, line 2, is damaged"):
-            scored({"good": METHODS["good"]}, seeds=1, runs=runs)
-        assert trained(capsys) == ["good, seed 0"]
-        assert runs.read_bytes().startswith(first + second[:cut] + zeros + b"\n{")
+    for rest in (b"Dear reader", second[:2], second[: len(second) // 2], second[:-2]):
+        runs.write_bytes(first + rest + zeros)
+        with pytest.warns(UserWarning, match=r"runs.jsonl, line 2, is damaged") as told:
+            scored({"good": METHODS["good"]}, seeds=2, runs=runs)
+        assert (len(told), trained(capsys)) == (1, ["good, seed 0", "none, seed 1", "good, seed 1"])
+        assert runs.read_bytes().startswith(first + rest + zeros + b"\n{")
         with pytest.warns(UserWarning, match="damaged"):
             scored({"good": METHODS["good"]}, seeds=1, runs=runs)
         assert trained(capsys) == []
@@ -480,9 +518,8 @@ def test_a_method_that_fails_stops_no_other_and_is_reported(jobs, capsys):
     broken = partial(on, "before_fit", lambda learn: throw(RuntimeError("shapes do not fit\nin line 2")))
     result = scored({"broken": broken, "good": METHODS["good"]}, jobs=jobs)
     assert result.methods == ["none", "good"]
-    assert result.failed == {
-        "broken": "RuntimeError: Exception occured in `Callback` when calling event `before_fit`:"
-    } or ("shapes do not fit" in result.failed["broken"])
+    assert list(result.failed) == ["broken"]
+    assert "shapes do not fit in line 2" in result.failed["broken"]
     assert "Failed: broken" in result.report()
     assert capsys.readouterr().err.count("failed: broken") <= jobs
 
@@ -490,6 +527,7 @@ def test_a_method_that_fails_stops_no_other_and_is_reported(jobs, capsys):
 def test_a_baseline_that_fails_raises_value_error_at_once(capsys):
     with pytest.raises(ValueError, match=r"baseline that can be trained.*no luck"):
         scored({"none": lambda: throw(RuntimeError("no luck")), "good": METHODS["good"]})
+    assert trained(capsys) == []
 
 
 def test_an_interruption_loses_nothing(tmp_path, capsys):
@@ -560,6 +598,20 @@ def test_what_is_told_of_data_changes_with_the_values():
 
 
 # Progress
+
+
+def test_progress_is_a_bar_in_notebooks_which_goes_at_the_end(monkeypatch, capsys):
+    shown = []
+    monkeypatch.setattr("mixaug.compare.progress.IN_NOTEBOOK", True)
+    monkeypatch.setattr(fastprogress, "progress_bar", fastprogress.NBProgressBar)
+    display = lambda html, **kwargs: shown.append(html) or SimpleNamespace(update=shown.append)  # noqa: E731
+    monkeypatch.setattr("IPython.display.display", display)
+    failing = partial(on, "before_fit", lambda learn: throw(RuntimeError("shapes do not fit")))
+    for methods, end in (({"good": METHODS["good"]}, "run 2 of 2: good, seed 0"), ({"bad": failing}, "of 2")):
+        shown.clear()
+        scored(methods, seeds=1)
+        assert (end in str(shown[-2]), shown[-1].data) == (True, "")
+    assert "left" not in capsys.readouterr().err
 
 
 def test_progress_is_one_line_on_terminals_and_a_line_for_each_run_in_files(capsys, monkeypatch):

@@ -54,8 +54,9 @@ def data(tmp_path_factory):
     def mask(file):
         return path / "masks" / file.name
 
+    frame = table.assign(income=["low", "high"] * 5)
     return {
-        **{"path": path, "files": files, "label": label},
+        **{"path": path, "files": files, "label": label, "df": frame, "cats": ["a"], "conts": ["b"]},
         "dls": vision.ImageDataLoaders.from_name_func(fnames=files, label_func=label, **few),
         "maps": vision.SegmentationDataLoaders.from_label_func(fnames=files, label_func=mask, codes=list("abc"), **few),
         "rows": tabular.TabularDataLoaders.from_df(table, valid_idx=[0, 1], **columns, path=path, **FEW),

@@ -4,21 +4,9 @@ The methods may be mixing callbacks or any others. All runs of a seed start from
 batches, so each method is compared to the baseline seed by seed.
 """
 
-from .command import digits, folder, learner, noisy, paired_interval, split
 from .measures import ece
 from .result import Comparison
 from .run import compare
-from .statistics import Difference
+from .statistics import Difference, paired_difference
 
-__all__ = [
-    "Comparison",
-    "Difference",
-    "compare",
-    "digits",
-    "ece",
-    "folder",
-    "learner",
-    "noisy",
-    "paired_interval",
-    "split",
-]
+__all__ = ["Comparison", "Difference", "compare", "ece", "paired_difference"]

@@ -58,8 +58,7 @@ class Kept:
         for line in added.splitlines(keepends=True):
             self.lines += 1
             self.at += len(line)
-            text = line.decode(errors="replace").strip("\0\r\n")
-            if text:  # after a power failure some file systems leave zeros
+            if text := line.decode(errors="replace").strip():
                 self._read(text)
 
     def _read(self, line: str) -> None:

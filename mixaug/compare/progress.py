@@ -23,16 +23,19 @@ class Progress:
             return None
         from fastprogress.fastprogress import progress_bar
 
-        return progress_bar(range(runs * 100), leave=False)
+        bar: Any = progress_bar(range(runs * 100), leave=False)
+        bar.update(0)  # shows it
+        return bar
 
     def tell(self, name: str, done: float) -> None:
         """Show that the current run is done in part, a fraction in [0, 1]."""
         finished = self.done + done
         left = (time.monotonic() - self.begun) * (self.runs / finished - 1)
         minutes, seconds = divmod(round(left), 60)
-        line = f"run {min(self.done + 1, self.runs)} of {self.runs}, {minutes}:{seconds:02} left: {name}"
+        run = f"run {min(self.done + 1, self.runs)} of {self.runs}"
+        line = f"{run}, {minutes}:{seconds:02} left: {name}"
         if self.bar is not None:
-            self.bar.comment = line
+            self.bar.comment = f"{run}: {name}"  # it adds the times
             self.bar.update(min(int(100 * finished), self.bar.total))
         elif self.terminal:
             print(f"\r{line:<79}", end="", file=sys.stderr, flush=True)
@@ -44,6 +47,8 @@ class Progress:
         print(f"{chr(13) + ' ' * 79 + chr(13) if self.terminal else ''}{line}", file=sys.stderr, flush=True)
 
     def end(self) -> None:
-        """End the line on terminals."""
+        """End the line on terminals, and remove the bar in notebooks."""
+        if self.bar is not None and self.bar.is_active:  # some runs failed, or were interrupted
+            self.bar.on_iter_end()
         if self.terminal and self.runs:
             print(file=sys.stderr)

@@ -8,7 +8,7 @@ import pandas as pd
 from .cache import Job
 from .measures import is_lower_better
 from .plot import plot
-from .report import report, table
+from .report import report, table, verdict
 from .statistics import Difference, decimals_for, paired_difference
 
 
@@ -112,9 +112,17 @@ class Comparison:
                 found.append(f"{label}, seed {seed}: another {' and another '.join(what)}")
         return found
 
-    def table(self) -> pd.DataFrame:
-        """Return the table: each measure and its change, for each method."""
-        return table(self)
+    def table(self, measures: list[str] | None = None) -> pd.DataFrame:
+        """Return a row for each method, with measures and their changes, as texts.
+
+        Args:
+            measures: Names of measures; None: all, the number of seeds, and the time relative to the baseline's.
+        """
+        return table(self, measures)
+
+    def verdict(self) -> str:
+        """Return what the first metric says, in one line or two."""
+        return verdict(self)
 
     def report(self) -> str:
         """Return the verdict, the table, and what its signs mean."""

@@ -99,7 +99,10 @@ def compare(
                 failed[label] = error
                 progress.say(f"failed: {label}, seed {seed}: {error}")
             else:
-                kept.add((label, seed), run)
+                try:
+                    kept.add((label, seed), run)
+                except OSError as error:  # a full disk: the run still counts
+                    progress.say(f"{label}, seed {seed} is not kept in {runs}: {error}")
             progress.done += 1
     except KeyboardInterrupt:
         interrupted = True
@@ -139,4 +142,4 @@ def _try(training: Training, make: Any, label: str, seed: int, tell: Any = lambd
     try:
         return (label, seed), training.run(make, seed, tell), ""
     except Exception as error:
-        return (label, seed), None, f"{type(error).__name__}: {error}".splitlines()[0]
+        return (label, seed), None, " ".join(f"{type(error).__name__}: {error}".split())[:300]

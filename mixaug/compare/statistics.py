@@ -26,6 +26,14 @@ class Difference(NamedTuple):
         """Return the numbers by name, for JSON."""
         return {"mean": self.mean, "low": self.low, "high": self.high, "seeds": self.seeds}
 
+    def __format__(self, spec: str) -> str:
+        """Return "mean ± half width" with a * if it is significant, as in ``f"{d:.1f}"``; the mean alone if there is no
+        interval.
+        """
+        half = (self.high - self.low) / 2
+        bounds = "" if np.isnan(half) else f" ± {half:{spec}}{' *' if self.significant else ''}"
+        return f"{self.mean:+{spec}}{bounds}"
+
     @property
     def significant(self) -> bool:
         """Whether the interval excludes 0."""
