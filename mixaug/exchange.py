@@ -162,7 +162,13 @@ class Exchange(Trial):
         """
         places = sorted(places, key=lambda place: min(self.order.index(m) for m in place.layers))
         with torch.enable_grad():  # else some layers take a faster path, past their parts
-            self._wanted: dict[tuple[int, ...], list[Tensor]] = {}
+            first = tuple(range(self.n))
+            self.orders = [order for order in permutations(first) if not any(map(eq, order, first))]
+            last = list(self.orders[0])
+            xb = map_tensors(lambda t: t[last] if t.ndim and len(t) == self.n else t, self.xb)
+            # Predictions need not have samples as rows: they may be flat, or a stack of heads. Noise that a module
+            # draws for each sample is that of its row here, too
+            self.wanted = self.run(xb)
             passed = set(self._pass([p for p in places if self.is_parallel(p)]))
             again = {p: range(self.runs_of(p.layers[0])) for p in places if p not in passed and len(p.layers) == 1}
             runs = [p.in_run(i) for p, several in again.items() for i in several if len(several) > 1]
@@ -173,23 +179,21 @@ class Exchange(Trial):
         ]
 
     def _pass(self, places: Sequence[Place]) -> list[Place]:
-        """Test places, all in one pass: the samples stand in another order behind each, up to the prediction.
+        """Test places, all in one pass: the samples stand in another order behind each, and in the wanted one at last.
 
         In no order a sample stands where it was first, and no order comes twice, so that what goes around some of the
         places differs. If one fails, both halves are tested.
         """
-        first = tuple(range(self.n))
-        orders = [first, *(order for order in permutations(first) if not any(map(eq, order, first)))]
         if not places:
             return []
-        if len(places) < len(orders):
-            hooks = []
+        if len(places) <= len(self.orders):
+            orders, hooks = [tuple(range(self.n)), *self.orders[1 : len(places)], self.orders[0]], []
             for place, before, now in zip(places, orders, orders[1:], strict=False):
                 turn = torch.tensor([before.index(sample) for sample in now])
                 hooks += [(m, self._turn(place, turn)) for m in place.layers]
             with _hooked(hooks):
                 got = self.run(self.xb)
-            if self._are_close(got, self._of_order(orders[len(places)])):
+            if self._is_wanted(got):
                 return list(places)
             if len(places) == 1:
                 return []
@@ -209,22 +213,11 @@ class Exchange(Trial):
 
         return hook
 
-    def _of_order(self, order: tuple[int, ...]) -> list[Tensor]:
-        """Return what the model predicts for the samples in another order.
-
-        Predictions need not have samples as rows: they may be flat, or a stack of heads. Noise that a module draws for
-        each sample is that of its row here, too.
-        """
-        if order not in self._wanted:
-            turned = map_tensors(lambda t: t[list(order)] if t.ndim and len(t) == self.n else t, self.xb)
-            self._wanted[order] = self.run(turned)
-        return self._wanted[order]
-
-    def _are_close(self, got: list[Tensor], wanted: list[Tensor]) -> bool:
+    def _is_wanted(self, got: list[Tensor]) -> bool:
         """Return whether predictions are as wanted, as far as these differ from those of the samples in order."""
-        if not [t.shape for t in got] == [t.shape for t in wanted] == [t.shape for t in self.outputs]:
+        if not [t.shape for t in got] == [t.shape for t in self.wanted] == [t.shape for t in self.outputs]:
             return False
-        for now, other, own in zip(got, wanted, self.outputs, strict=True):
+        for now, other, own in zip(got, self.wanted, self.outputs, strict=True):
             same = [(a == other) | (a.isnan() & other.isnan()) for a in (now, own)]
             finite = own.isfinite() & other.isfinite()
             error = (now - other).masked_fill(same[0], 0).abs().max()
