@@ -100,6 +100,17 @@ class Drawing(OnOneLearner):
         prob: Any = prob_now(self.prob(self.learn.pct_train)) if callable(self.prob) else self.prob
         return prob == 1 or (prob > 0 and self.rng.random() < prob)  # do not draw if prob is 0 or 1
 
+    def _has_time(self) -> bool:
+        """Return whether some epoch of the fit lies between start and stop."""
+        n: int = self.learn.n_epoch
+
+        def fraction(when: int | float | None, default: float) -> float:
+            if when is None or isinstance(when, float):
+                return default if when is None else when
+            return (when if when >= 0 else n + when) / n
+
+        return max(0.0, fraction(self.start, 0.0)) < min(1.0, fraction(self.stop, 1.0))
+
     def _reached(self, when: int | float) -> bool:
         if isinstance(when, float):
             return self.learn.pct_train >= when

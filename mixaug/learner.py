@@ -1,4 +1,4 @@
-"""One method on `Learner` for each of the common methods: `learn.mixup()`."""
+"""Methods on `Learner`: `learn.mix_with(method)`, and short forms for the common methods, as `learn.mixup(0.4)`."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from fastcore.meta import delegates
 from typing_extensions import Unpack
 
 from .handler import MixHandler
-from .lifecycle import mixing_callbacks
+from .lifecycle import foreign_words, mixing_callbacks
 from .methods.average import MixUp
 from .methods.cut import CutMix
 from .methods.hidden import ManifoldMixup
@@ -16,16 +16,35 @@ from .methods.output import OutputMixup
 from .options import MixOptions, Schedule
 
 
-def _mix_with(learn: Learner, cb: MixHandler) -> Learner:
-    """Add `cb` in the place of the learner's mixing callbacks."""
-    return learn.remove_cbs(mixing_callbacks(learn)).add_cb(cb)
+def _mix_with(learn: Learner, method: MixHandler) -> Learner:
+    if foreign := foreign_words(learn.cbs):
+        raise ValueError(f"Expected a learner without other mixing, got {foreign}. Remove it with learn.remove_cb")
+    return learn.remove_cbs(mixing_callbacks(learn)).add_cb(method)
+
+
+@patch
+def mix_with(self: Learner, method: MixHandler) -> Learner:
+    """Train with a mixing method instead of other mixing, and return the learner.
+
+    ``learn.mixup(0.4)`` is short for ``learn.mix_with(MixUp(0.4))``. As in fastai, ``learn.mix_up`` is the callback.
+
+    Args:
+        method: A mixing callback, as ``FMix()``.
+
+    Raises:
+        TypeError: If it is none.
+    """
+    if not isinstance(method, MixHandler):
+        foreign = foreign_words([method])
+        raise TypeError(f"method must be a mixing callback of mixaug, as MixUp(0.4), got {foreign or repr(method)}")
+    return _mix_with(self, method)
 
 
 @patch
 @delegates(MixUp.__init__)
-def mixup(self: Learner, alpha: float | Schedule | MixHandler = 0.4, **kwargs: Unpack[MixOptions]) -> Learner:
-    """Train with :class:`MixUp`, or with a mixing callback given as `alpha`, instead of other mixing."""
-    return _mix_with(self, alpha if isinstance(alpha, MixHandler) and not kwargs else MixUp(alpha, **kwargs))  # pyright: ignore[reportArgumentType]
+def mixup(self: Learner, alpha: float | Schedule = 0.4, **kwargs: Unpack[MixOptions]) -> Learner:
+    """Train with :class:`MixUp`, instead of other mixing; ``learn.mix_up`` is the callback then."""
+    return _mix_with(self, MixUp(alpha, **kwargs))
 
 
 @patch

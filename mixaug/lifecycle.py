@@ -4,7 +4,8 @@ A mixing callback changes two things of a learner while it trains: its loss func
 :meth:`OnOneLearner._restore_learner` undoes both.
 """
 
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial, wraps
 from operator import attrgetter
 from typing import Any
@@ -61,6 +62,19 @@ class OwnHook:
 
     def __reduce_ex__(self, protocol: Any) -> tuple:
         return partial, (noop, None)
+
+
+def foreign_words(cbs: Iterable[Any]) -> str:
+    """Return words about fastai's own mixing callbacks among callbacks: which they are, and how to import ours."""
+    module = sys.modules.get("fastai.callback.mixup")
+    kinds = [type(cb) for cb in cbs if module and isinstance(cb, module.MixHandler)]
+    if not kinds:
+        return ""
+    names = ", ".join(dict.fromkeys(f"{kind.__module__}.{kind.__qualname__}" for kind in kinds))
+    return (
+        f"{names}, which is fastai's own: a star import of fastai after mixaug's hides mixaug's class. Say "
+        "`import mixaug as mx` and mx.MixUp, which nothing hides, or import mixaug's classes after fastai's"
+    )
 
 
 def hooks_of(model: Any) -> Iterator[tuple[dict, int, Any]]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .batch import MixedBatch, mix_batch
 from .handler import MixHandler
-from .lifecycle import mixing_callbacks
+from .lifecycle import foreign_words, mixing_callbacks
 from .methods.one_of import OneOf
 from .mix import like, map_tensors
 from .options import alpha_now, number
@@ -66,8 +66,10 @@ def plot_lam(
 def show_batch(self: MixHandler, dls: Any, max_n: int = 9, *, loss_func: Any = None, **kwargs: Any) -> Any:
     """Show samples of a training batch as this method mixes them, with the mixing coefficients of their labels.
 
-    Neither `dls` nor the callback is changed. `prob`, `start` and `stop` do not count, and of a schedule the largest
-    alpha. Images of methods that mix hidden layers or the output are shown beside their partners, and texts with them.
+    Of the batch, samples are shown whose coefficients are spread from the strongest mixing to the weakest: most samples
+    of a small alpha are hardly mixed. Neither `dls` nor the callback is changed. `prob`, `start` and `stop` do not
+    count, and of a schedule the largest alpha. Images of methods that mix hidden layers or the output are shown beside
+    their partners, and texts with them.
 
     Args:
         dls: `DataLoaders`; a training batch of it is shown.
@@ -83,11 +85,14 @@ def show_batch(self: MixHandler, dls: Any, max_n: int = 9, *, loss_func: Any = N
     n = dl.n_inp
     original, mixed, record = _mixed(self, batch[:n], batch[n:], loss_func)
     partners = map_tensors(record.mix.partners, original)  # pyright: ignore[reportOptionalMemberAccess]
+    at = _spread(record.lam, max_n)
+    rows = (map_tensors(lambda t: t[at] if t.ndim else t, nest) for nest in (original, mixed, partners))
+    (original, mixed, partners), lam = rows, record.lam[at]
     (x, y, shown), *both = (dl.show_batch(b, max_n=max_n, show=False) for b in (mixed, original, partners))
     if shown is None:  # a table
         rows, others = (table.decode().items[:max_n] for table, *_ in both)
-        return _table(rows, others, record.lam)
-    lams = record.lam.tolist()[: len(shown)]
+        return _table(rows, others, lam)
+    lams = lam.tolist()[: len(shown)]
     if any(not hasattr(part, "show") for part in shown[0][:n]):
         layout = {name: kwargs.pop(name, None) for name in ("nrows", "ncols", "figsize")}
         kwargs.setdefault("ctxs", _axes(len(shown), **layout))
@@ -101,7 +106,7 @@ def show_batch(self: MixHandler, dls: Any, max_n: int = 9, *, loss_func: Any = N
     ctxs = show(x, y, L(items), max_n=max_n, **kwargs)
     for ax, lam in zip(ctxs, lams, strict=False):
         if hasattr(ax, "get_title"):
-            words = ax.get_title() or f"{lam:.2f} + {1 - lam:.2f}"  # a segmentation mask has no words
+            words = ax.get_title() or f"{lam:.2f} original + {1 - lam:.2f} partner"  # a mask or points have no words
             ax.set_title(words.replace("$", r"\$"))  # or matplotlib would typeset what is between two as math
     return ctxs
 
@@ -112,13 +117,9 @@ def show_mixed(self: Learner, max_n: int = 9, **kwargs: Any) -> Any:
     """Show samples of a training batch as the learner's mixing callback mixes them; see `MixHandler.show_batch`."""
     mixers = mixing_callbacks(self)
     if not mixers:
-        from fastai.callback.mixup import MixHandler as FastaiMixHandler
-
-        but = how = ""
-        for kind in (type(cb) for cb in self.cbs if isinstance(cb, FastaiMixHandler)):
-            but = f" of mixaug, but {kind.__module__}.{kind.__qualname__}"
-            how = " in its place, or import its class after fastai's: from mixaug import MixUp, CutMix"
-        raise ValueError(f"The learner has no mixing callback{but}. Add one with learn.mixup(){how}")
+        foreign = foreign_words(self.cbs)
+        but = f" of mixaug, but {foreign}" if foreign else ""
+        raise ValueError(f"The learner has no mixing callback{but}. Add one with learn.mixup()")
     return mixers[0].show_batch(self.dls, max_n, loss_func=self.loss_func, **kwargs)
 
 
@@ -170,8 +171,26 @@ def _label(lam: float, rule: Any, shown: Any, original: Any, other: Any) -> Any:
         return TitledStr(_words(original))
     if callable(rule):
         return TitledStr(f"targets({_words(original)}, {_words(other)})")
-    parts = f"{lam:.2f} {_words(original)}", f"+ {1 - lam:.2f} {_words(other)}"
+    own, others = _words(original), _words(other)
+    if own == others:
+        return TitledStr(own)
+    times = "× " if own[:1].isdigit() or others[:1].isdigit() else ""
+    parts = f"{lam:.2f} {times}{own}", f"+ {1 - lam:.2f} {times}{others}"
     return TitledStr(("\n" if len("".join(parts)) > 25 else " ").join(parts))
+
+
+def _spread(lam: Tensor, n: int) -> Tensor:
+    """Return the numbers of `n` samples whose coefficients are spread, from the strongest mixing to the weakest."""
+    order = (lam - 0.5).abs().argsort(stable=True)
+    if len(order) <= n:
+        return order
+    strength = (lam[order] - 0.5).abs().tolist()
+    wanted = torch.linspace(strength[0], strength[-1], n).tolist()
+    at: list[int] = []
+    for i, value in enumerate(wanted):  # the nearest one behind the last, leaving enough for the rest
+        first, last = (at[-1] + 1 if at else 0), len(order) - n + i
+        at.append(min(range(first, last + 1), key=lambda k: abs(strength[k] - value)))
+    return order[at]
 
 
 def _words(label: Any) -> str:

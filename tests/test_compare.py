@@ -448,6 +448,13 @@ OTHERS = {
 }
 
 
+def test_runs_of_other_versions_are_used_if_the_user_says_so(tmp_path, capsys, monkeypatch):
+    for versions, installed, n in ((False, "1", 1), (False, "2", 0), (True, "2", 1), (True, "3", 1)):
+        monkeypatch.setattr("mixaug.compare.run.installed", lambda installed=installed: {"torch": installed})
+        scored({}, seeds=1, runs=tmp_path / "runs.jsonl", versions=versions)
+        assert len(trained(capsys)) == n
+
+
 @pytest.mark.parametrize(("what", "new_learner"), OTHERS.items())
 def test_runs_belong_to_the_model_the_data_the_loss_and_the_optimizer(what, new_learner, tmp_path, capsys):
     runs = tmp_path / "runs.jsonl"

@@ -324,7 +324,7 @@ def test_runs_belong_to_the_images_wherever_they_are_and_to_the_code(command, fo
     save(moved / "cat" / "1.png", 99)
     command(f"{usual} {moved}")
     assert len(simulated) == 3
-    monkeypatch.setattr("mixaug.compare.run.versions", lambda: {"torch": "9.9"})
+    monkeypatch.setattr("mixaug.compare.run.installed", lambda: {"torch": "9.9"})
     command(f"{usual} {moved}")
     assert len(simulated) == 4
 

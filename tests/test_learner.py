@@ -5,9 +5,10 @@ from itertools import pairwise
 
 import pytest
 from common import METHODS, learner
+from fastai.callback import mixup as fm
 from fastai.learner import Learner
 
-from mixaug import CutMix, MixHandler, MixUp, OneOf
+from mixaug import CutMix, FMix, MixHandler, MixUp, OneOf
 
 PATCHES = {"mixup": "MixUp", "cutmix": "CutMix", "manifold_mixup": "ManifoldMixup", "output_mixup": "OutputMixup"}
 
@@ -40,8 +41,24 @@ def test_fastais_attribute_names_stay_where_they_hide_nothing():
     assert learner(None).cutmix().cut_mix.alpha == 1.0
 
 
-def test_mixup_takes_any_mixing_callback():
+def test_mix_with_takes_any_mixing_callback_and_nothing_else():
     learn, cb = learner(None), OneOf(MixUp(), CutMix())
-    assert learn.mixup(cb).one_of is cb
+    assert learn.mix_with(cb).one_of is cb
+    assert learn.mix_with(FMix()).cbs.filter(lambda cb: isinstance(cb, MixHandler)).map(type) == [FMix]
+    for wrong in (0.4, MixUp, fm.MixUp()):
+        with pytest.raises(TypeError, match=r"method must be a mixing callback of mixaug, as MixUp\(0.4\)"):
+            learn.mix_with(wrong)
     with pytest.raises(TypeError, match="alpha must be"):
-        learn.mixup(cb, prob=0.5)
+        learn.mixup(cb)
+
+
+def test_mixing_of_fastai_is_named_with_the_way_to_import_ours():
+    learn = learner(None, cbs=[fm.CutMix()])
+    words = r"fastai\.callback\.mixup\.CutMix, which is fastai's own.*`import mixaug as mx`"
+    with pytest.raises(ValueError, match=words):
+        learn.mixup()
+    learn.add_cb(MixUp())
+    with pytest.raises(ValueError, match=f"Expected one mixing callback.*{words}"):
+        learn.fit(1)
+    with pytest.raises(TypeError, match=words):
+        learn.mix_with(fm.CutMix())

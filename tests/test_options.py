@@ -2,6 +2,7 @@
 
 import inspect
 import math
+from contextlib import nullcontext
 from fractions import Fraction
 from functools import partial
 
@@ -210,9 +211,18 @@ class TestStartAndStop:
     )
     def test_mixing_starts_and_stops(self, method, how, when, expected):
         learn = learner(method(**when))
-        getattr(learn, how)(4, 0.01)
+        never = pytest.warns(UserWarning, match="mixes nothing in this fit of 4 epochs")
+        with never if expected == "0000" else nullcontext():
+            getattr(learn, how)(4, 0.01)
         for first in (0, 2):
             assert "".join(str(int(seen)) for seen in mixed(learn)[first::3]) == expected
+
+    @pytest.mark.parametrize("when", [{"start": 4}, {"stop": -4}, {"start": -1, "stop": 3}, {"start": 0.5, "stop": 1}])
+    def test_a_method_that_never_mixes_warns_once_a_fit(self, when):
+        learn = learner(MixUp(**when))
+        with pytest.warns(UserWarning, match=r"MixUp\(0.4, st.*\) mixes nothing in this fit of 4 epochs") as told:
+            learn.fit(4)
+        assert (len(told), set(mixed(learn))) == (1, {False})
 
     def test_a_fraction_may_be_in_the_middle_of_an_epoch(self):
         assert mixed(trained(MixUp(start=0.5))) == [False, False, True]

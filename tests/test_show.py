@@ -17,7 +17,7 @@ from matplotlib import pyplot as plt
 from reference import slow_mix
 
 from mixaug import CutMix, ManifoldMixup, MixUp, OneOf, plot_lam
-from mixaug.show import _mixed
+from mixaug.show import _label, _mixed, _spread
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*", category=DeprecationWarning)
 
@@ -38,6 +38,7 @@ TARGETS = {
     "classes": (fv.CategoryBlock, lambda i: "cat" if i % 2 else "dog", " (cat|dog)"),
     "multi-label": (fv.MultiCategoryBlock, lambda i: ["x"] * (i % 2) + ["yy"], " (x;)?yy"),
     "continuous": (fv.RegressionBlock, lambda i: i / 4, r" [\d.]+"),
+    "points": (lambda: fv.PointBlock, lambda i: torch.tensor([[1.0, i % 7], [3, 4]]), ""),
     "masks": (partial(fv.MaskBlock, ["a", "b"]), lambda i: fv.PILMask.create((torch.rand(8, 8) > 0.5).byte()), ""),
 }
 
@@ -45,20 +46,21 @@ TARGETS = {
 def data(target):
     block, get_y, label = TARGETS[target]
     blocks = fv.DataBlock((fv.ImageBlock(fv.PILImageBW), block()), get_x=grey, get_y=get_y, item_tfms=fv.Resize(8))
-    title = rf"^({NUMBER}){label} \+ ({NUMBER}){label}$"
+    title = rf"^(?:({NUMBER})(?: ×)?{label} \+ ({NUMBER})(?: ×)?{label}|{label[1:]})$"
     return blocks.dataloaders(range(40), bs=8, device="cpu", num_workers=0), title
 
 
 @pytest.mark.parametrize("method", [CutMix, ManifoldMixup])
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", ["classes", "multi-label", "continuous"])
 def test_images_are_shown_with_the_coefficients_of_their_labels(target, method):
     dls, title = data(target)
     axes = list(plt.subplots(1, 4)[1])
     assert list(method(8.0).show_batch(dls, max_n=4, ctxs=axes)) == axes
     for ax in axes:
         found = re.match(title, ax.get_title())
-        assert sum(float(part) for part in found.groups() if part and "." in part) == pytest.approx(1, abs=0.011)
-        assert method is CutMix or float(found[1]) >= 0.5  # folded
+        if "+" in found[0]:  # two labels
+            assert sum(map(float, re.findall(rf"(?:^|\+ )({NUMBER})", found[0]))) == pytest.approx(1, abs=0.011)
+            assert method is CutMix or float(found[1]) >= 0.5  # folded
         assert ax.images[0].get_array().shape[1] == (16 if method is ManifoldMixup else 8)
 
 
@@ -73,6 +75,30 @@ def test_what_is_shown_is_the_mix_of_the_batch(method):
     else:
         assert torch.equal(mixed[0], torch.cat([x, x[record.mix.partner]], -1))
     assert (record.lam < 1).any()
+
+
+def test_samples_are_shown_from_the_strongest_mixing_to_the_weakest():
+    lam = torch.tensor([0.99, 0.98, 0.97, 0.5, 0.1, 0.96, 1.0, 0.7])
+    assert lam[_spread(lam, 4)].tolist() == pytest.approx([0.5, 0.7, 0.1, 1.0])  # |lam - 0.5|: 0, 0.2, 0.4, 0.5
+    assert sorted(_spread(lam, 8).tolist()) == sorted(_spread(lam, 20).tolist()) == list(range(8))
+    assert _spread(torch.full((8,), 0.7), 3).tolist() == [0, 1, 2]
+    dls, title = data("continuous")
+    titles = [ax.get_title() for ax in MixUp(0.4).show_batch(dls, max_n=4)]
+    strengths = [float(re.match(title, text)[1]) for text in titles if re.match(title, text)]
+    assert strengths == sorted(strengths)
+
+
+def test_equal_labels_are_one_and_numbers_are_multiplied():
+    shown = [
+        _label(0.75, "loss", "", own, other) for own, other in (("cat", "cat"), ("cat", "dog"), (7, 3), ("3d", "b"))
+    ]
+    assert list(map(str, shown)) == ["cat", "0.75 cat + 0.25 dog", "0.75 × 7 + 0.25 × 3", "0.75 × 3d + 0.25 × b"]
+
+
+def test_points_and_masks_have_their_coefficients_in_words():
+    for target in ("masks", "points"):
+        for ax in MixUp(8.0).show_batch(data(target)[0], max_n=3):
+            assert re.match(rf"^{NUMBER} original \+ {NUMBER} partner$", ax.get_title())
 
 
 def test_a_label_that_is_kept_is_shown_alone():
@@ -126,7 +152,7 @@ def test_a_learner_is_as_it_was():
 def test_a_callback_of_fastai_is_named(kind):
     learn = learner(None, cbs=[kind()])
     with pytest.raises(
-        ValueError, match=rf"fastai\.callback\.mixup\.{kind.__name__}\. .*learn\.mixup.*from mixaug import"
+        ValueError, match=rf"fastai\.callback\.mixup\.{kind.__name__}, .*import mixaug as mx.*learn\.mixup"
     ):
         learn.show_mixed()
 
@@ -141,7 +167,7 @@ def test_a_dollar_in_a_class_name_is_a_dollar():
     axes = ManifoldMixup(1.0).show_batch(block.dataloaders(range(40), bs=8, device="cpu", num_workers=0), max_n=4)
     for ax in axes:
         drawn, is_math = ax.title._preprocess_math(ax.get_title())
-        assert re.match(rf"^{NUMBER} \$[ac]__[bd] \+ {NUMBER} \$[ac]__[bd]$", drawn)
+        assert re.match(rf"^{NUMBER} \$[ac]__[bd] \+ {NUMBER} \$[ac]__[bd]$|^\$[ac]__[bd]$", drawn)
         assert not is_math
     axes[0].figure.draw_without_rendering()
 
@@ -153,7 +179,7 @@ def test_signals_are_lines():
     assert len(axes) == 3
     assert axes[0].figure.get_size_inches().tolist() == [9, 2]
     assert len(CutMix().show_batch(dls, max_n=3)[0].figure.axes) == 3  # of two by two
-    assert all(len(ax.lines) == 2 and " + " in ax.get_title() for ax in axes)
+    assert all(len(ax.lines) == 2 and re.match(r"\d$|.* \+ ", ax.get_title()) for ax in axes)
 
 
 def test_rows_of_a_table_are_above_their_partners():
@@ -178,7 +204,7 @@ def test_texts_are_shown_with_their_partners():
         original, partner = (set(words.split()) for words in row["text"].split(" + "))
         assert len(original) == len(partner) == 1
         assert original != partner
-        assert re.match(r"^[01]\.\d\d [pq] \+ [01]\.\d\d [pq]$", row["text_"])
+        assert re.match(r"^[01]\.\d\d [pq] \+ [01]\.\d\d [pq]$|^[pq]$", row["text_"])
 
 
 def test_the_densities_of_an_alpha_have_area_one():

@@ -93,7 +93,7 @@ def _function(f: FunctionType, seen: tuple) -> Any:
     return [code(f.__code__), *(told(part, seen) for part in (f.__defaults__, f.__kwdefaults__, cells, used))]
 
 
-def versions() -> dict[str, str]:
+def installed() -> dict[str, str]:
     """Return the versions of what runs depend on."""
     files = sorted(Path(__file__).parent.parent.rglob("*.py"))
     code = digest(file.read_bytes() for file in files if file.parent.name != "compare")

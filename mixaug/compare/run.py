@@ -9,7 +9,7 @@ from fastai.learner import Learner
 from joblib import Parallel, delayed
 
 from .cache import Job, Kept
-from .fingerprint import digest, of_learner, told, versions
+from .fingerprint import digest, installed, of_learner, told
 from .methods import Make, makers
 from .progress import Progress
 from .result import Comparison
@@ -27,6 +27,7 @@ def compare(
     better: dict[str, str] | None = None,
     runs: str | Path | None = None,
     settings: dict[str, Any] | None = None,
+    versions: bool = True,
     jobs: int = 1,
 ) -> Comparison:
     """Train a learner with and without each method, and compare them seed by seed.
@@ -47,6 +48,8 @@ def compare(
         better: "lower" or "higher" for measures whose names do not tell. Losses and errors are better if lower.
         runs: A file of finished runs, which are not trained again; several processes may write to it. None: no file.
         settings: What else the runs depend on and what nobody can tell of the learner: part of the key of a run.
+        versions: Whether runs depend on the versions of torch, fastai and mixaug, and on mixaug's code; False: finished
+            runs count whatever they were trained with.
         jobs: Runs to train side by side, with one thread each.
 
     Raises:
@@ -75,7 +78,7 @@ def compare(
     training = Training(new_learner, fit, measures or {}, 1 if jobs > 1 else None)
     key: dict[str, Any] = {"settings": told(settings or {}), **of_learner(training.learner(0))}
     key |= {"new_learner": digest([told(new_learner)]), "fit": digest([told(fit)])}
-    key |= {"measures": digest([told(measures)]), **versions()}
+    key |= {"measures": digest([told(measures)]), **(installed() if versions else {})}
     kept = Kept(runs, key, {label: _told(make) for label, make in chosen.items()})
     wanted = [(label, seed) for seed in numbers for label in chosen]
     todo = [job for job in wanted if job not in kept.done]
