@@ -120,8 +120,9 @@ class Trial:
                 stack.enter_context(context)
             for kind in {t.device.type for t in tensors(self.xb)} & {"cpu", "cuda"}:
                 stack.enter_context(torch.autocast(kind, enabled=False))  # too coarse to compare predictions
-            for p in self.model.parameters():  # weights that are zero at first hide what depends on what
-                if p.is_floating_point() and not p.detach().any():
+            # Weights and gates that are zero at first hide what depends on what; biases do not
+            for name, p in self.model.named_parameters():
+                if p.is_floating_point() and not name.endswith("bias") and not p.detach().any():
                     stack.callback(setattr, p, "data", p.data)
                     p.data = torch.randn_like(p)
             stack.enter_context(warnings.catch_warnings())
@@ -132,11 +133,11 @@ class Trial:
     def __exit__(self, *error: Any) -> None:
         self.stack.close()
 
-    def run(self, xb: tuple) -> list[Tensor]:
+    def run(self, xb: tuple, seed: int = 0) -> list[Tensor]:
         """Return the tensors that the model predicts, of floats."""
-        random.seed(0)
-        np.random.seed(0)
-        torch.manual_seed(0)
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
         pred = self.model(*map_tensors(Tensor.clone, xb))
         text = sys.modules.get("fastai.text.models.core")
         if text and isinstance(self.model, text.SequentialRNN):

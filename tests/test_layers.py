@@ -440,8 +440,17 @@ def test_a_head_of_a_nested_module_in_training_goes_around_too():
 
 
 def test_noise_that_a_nested_module_draws_for_each_sample_in_training_goes_around_nothing():
-    model = Flow(lambda net, x: net.head(net.b(net.a(x))), b=Noisy())
-    assert [place.name for place in find_places(model, (torch.randn(5, 6),), [model.a])] == ["a"]
+    model = Flow(lambda net, x: net.head(net.c(net.b(net.a(x)).relu())), b=Noisy())
+    places = find_places(model, (torch.randn(5, 6),), [model.a, model.c])
+    assert [place.name for place in places] == ["a", "c"]
+
+
+def test_biases_stay_small_in_the_test_so_that_a_small_effect_of_a_mask_is_seen():
+    model = Flow(lambda net, x, mask: net.head(net.c(net.b(net.a(x)) + 1e-5 * mask)))
+    for name in ("a", "b", "c", "head"):
+        nn.init.normal_(getattr(model, name).weight, std=0.02)
+        nn.init.zeros_(getattr(model, name).bias)
+    assert [place.name for place in find_places(model, (torch.randn(5, 6), torch.eye(5, 6).long()))] == ["c"]
 
 
 def test_pictures_that_are_not_square_may_be_padded():
