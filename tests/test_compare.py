@@ -448,11 +448,19 @@ OTHERS = {
 }
 
 
-def test_runs_of_other_versions_are_used_if_the_user_says_so(tmp_path, capsys, monkeypatch):
-    for versions, installed, n in ((False, "1", 1), (False, "2", 0), (True, "2", 1), (True, "3", 1)):
+def test_runs_of_other_code_are_used_if_the_user_says_so(tmp_path, capsys, monkeypatch):
+    once = lambda learn: learn.fit(1)  # noqa: E731
+    for code, installed, fit, n in (
+        (False, "1", FIT, 1),
+        (False, "2", once, 0),
+        (True, "2", FIT, 1),
+        (True, "3", FIT, 1),
+    ):
         monkeypatch.setattr("mixaug.compare.run.installed", lambda installed=installed: {"torch": installed})
-        scored({}, seeds=1, runs=tmp_path / "runs.jsonl", versions=versions)
+        scored({}, seeds=1, runs=tmp_path / "runs.jsonl", code=code, fit=fit)
         assert len(trained(capsys)) == n
+    scored({}, seeds=1, runs=tmp_path / "runs.jsonl", code=False, settings={"epochs": 3})
+    assert len(trained(capsys)) == 1
 
 
 @pytest.mark.parametrize(("what", "new_learner"), OTHERS.items())

@@ -27,7 +27,7 @@ def compare(
     better: dict[str, str] | None = None,
     runs: str | Path | None = None,
     settings: dict[str, Any] | None = None,
-    versions: bool = True,
+    code: bool = True,
     jobs: int = 1,
 ) -> Comparison:
     """Train a learner with and without each method, and compare them seed by seed.
@@ -48,8 +48,8 @@ def compare(
         better: "lower" or "higher" for measures whose names do not tell. Losses and errors are better if lower.
         runs: A file of finished runs, which are not trained again; several processes may write to it. None: no file.
         settings: What else the runs depend on and what nobody can tell of the learner: part of the key of a run.
-        versions: Whether runs depend on the versions of torch, fastai and mixaug, and on mixaug's code; False: finished
-            runs count whatever they were trained with.
+        code: Whether finished runs count for the same code alone, of functions, mixaug and what it is built on; False:
+            for the same settings, methods, model and data, whatever the code.
         jobs: Runs to train side by side, with one thread each.
 
     Raises:
@@ -77,8 +77,9 @@ def compare(
         raise ValueError(f'better must be "lower" or "higher" for each measure, got {bad}')
     training = Training(new_learner, fit, measures or {}, 1 if jobs > 1 else None)
     key: dict[str, Any] = {"settings": told(settings or {}), **of_learner(training.learner(0))}
-    key |= {"new_learner": digest([told(new_learner)]), "fit": digest([told(fit)])}
-    key |= {"measures": digest([told(measures)]), **(installed() if versions else {})}
+    if code:
+        functions = {"new_learner": new_learner, "fit": fit, "measures": measures}
+        key |= {name: digest([told(f)]) for name, f in functions.items()} | installed()
     kept = Kept(runs, key, {label: _told(make) for label, make in chosen.items()})
     wanted = [(label, seed) for seed in numbers for label in chosen]
     todo = [job for job in wanted if job not in kept.done]

@@ -1,0 +1,132 @@
+"""The trainings behind 05_evidence: small networks on some images of Fashion-MNIST.
+
+    python nbs/fashion.py [experiment ...]
+
+trains what nbs/runs does not have yet, of the experiments that are named, or of all. The images come from Debian's
+package dataset-fashion-mnist, or else torchvision downloads them.
+"""
+
+import gzip
+import sys
+from functools import cache, partial
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from fastai.callback.core import Callback
+from fastai.data.core import DataLoaders
+from fastai.layers import AdaptiveAvgPool, ConvLayer, ResBlock
+from fastai.learner import Learner
+from fastai.losses import CrossEntropyLossFlat
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from mixaug import CutMix, FMix, ManifoldMixup, MixUp, OneOf, OutputMixup, PatchUp, ResizeMix, SaliencyMix
+from mixaug.compare import compare
+from mixaug.compare.learners import class_metrics, noisy
+
+RUNS = Path(__file__).parent / "runs"
+
+
+@cache
+def images(part):
+    "Return images (N, 1, 28, 28) in [0, 1] and classes (N,) of a part of the data, train or t10k."
+    folder = Path("/usr/share/datasets/fashion-mnist")
+    if not folder.exists():
+        from torchvision.datasets import FashionMNIST
+
+        folder = Path(FashionMNIST(Path.home() / ".cache" / "fashion-mnist", download=True).raw_folder)
+
+    def read(kind, offset):
+        with gzip.open(folder / f"{part}-{kind}-ubyte.gz") as file:
+            return torch.from_numpy(np.frombuffer(file.read(), np.uint8, offset=offset).copy())
+
+    return read("images-idx3", 16).view(-1, 1, 28, 28) / 255, read("labels-idx1", 8).long()
+
+
+def network():
+    "Return a residual network of three stages, which halves the images first."
+    layers = [ConvLayer(1, 16, stride=2)]
+    for n_in, n_out, stride in ((16, 16, 1), (16, 32, 2), (32, 64, 2)):
+        layers += [ResBlock(1, n_in, n_out, stride=stride), ResBlock(1, n_out, n_out)]
+    return nn.Sequential(*layers, AdaptiveAvgPool(), nn.Flatten(), nn.Linear(64, 10))
+
+
+class Augment(Callback):
+    "Shift each image of a training batch by up to two pixels, and flip half of them."
+
+    order, run_valid = -10, False  # before the mixing
+
+    def before_batch(self):
+        (x,) = self.learn.xb
+        n, at = len(x), torch.arange(28)
+        top, left = (torch.randint(0, 5, (n, 1)) + at for _ in range(2))
+        flipped = torch.where(torch.rand(n, 1) < 0.5, left, left.flip(1))
+        self.learn.xb = (
+            F.pad(x, (2,) * 4)[torch.arange(n)[:, None, None], 0, top[:, :, None], flipped[:, None]][:, None],
+        )
+
+
+def new_learner(seed, n=2000, noise=0.0, augment=False):
+    "Return a learner for n images that the seed draws; 2,000 others are for validation, the same for all."
+    x, y = images("train")
+    at = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))[:n]
+    valid = TensorDataset(*(t[:2000] for t in images("t10k")))
+    dls = DataLoaders.from_dsets(TensorDataset(x[at], noisy(y[at], noise, 10, seed)), valid, bs=64, num_workers=0)
+    cbs = Augment() if augment else None
+    return Learner(dls, network(), loss_func=CrossEntropyLossFlat(), metrics=class_metrics(), wd=0.01, cbs=cbs)
+
+
+def attacked(learn, step=0.05):
+    "Return the accuracy in percent after one step of the fast gradient sign method."
+    x, y = learn.dls.valid_ds.tensors
+    x = x.clone().requires_grad_()
+    (grad,) = torch.autograd.grad(F.cross_entropy(learn.model.eval()(x), y), x)
+    with torch.no_grad():
+        return 100 * (learn.model(x + step * grad.sign()).argmax(1) == y).float().mean().item()
+
+
+FOUR = {"none": None, "MixUp(.4)": MixUp(0.4), "CutMix(1)": CutMix(1), "OneOf": OneOf(MixUp(0.4), CutMix(1))}
+ALL = {
+    **FOUR,
+    "ManifoldMixup(1)": ManifoldMixup(1),
+    "OutputMixup(1)": OutputMixup(1),
+    "FMix(1)": FMix(1),
+    "ResizeMix(1)": ResizeMix(1),
+    "SaliencyMix(1)": SaliencyMix(1),
+    "PatchUp(2)": PatchUp(2),
+}
+EXPERIMENTS = {
+    "methods": {"methods": ALL},
+    "augmented": {"methods": FOUR, "augment": True},
+    "alpha": {"methods": {"none": None, **{f"MixUp({a:g})": MixUp(a) for a in (0.1, 0.4, 1, 2, 8)}}},
+    "n=500": {"methods": FOUR, "n": 500},
+    "n=4000": {"methods": FOUR, "n": 4000},
+    "epochs=20": {"methods": FOUR, "epochs": 20},
+    "epochs=80": {"methods": FOUR, "epochs": 80},
+    "noise=0.2": {"methods": FOUR, "noise": 0.2},
+    "noise=0.4": {"methods": FOUR, "noise": 0.4},
+}
+
+
+def result(name, jobs=2, runs=None, seeds=5):
+    "Return the comparison of an experiment; runs that are not stored are trained."
+    options = {"n": 2000, "noise": 0.0, "augment": False, "epochs": 40, **EXPERIMENTS[name]}
+    methods, epochs = options.pop("methods"), options.pop("epochs")
+    return compare(
+        partial(new_learner, **options),
+        methods,
+        fit=lambda learn: learn.fit_one_cycle(epochs, 8e-3),
+        seeds=seeds,
+        measures={"accuracy % under attack": attacked},
+        runs=runs or RUNS / f"{name}.jsonl",
+        settings={**options, "epochs": epochs},
+        code=False,
+        jobs=jobs,
+    )
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:] or EXPERIMENTS:
+        print(name, result(name).report(), sep="\n\n", end="\n\n", flush=True)
