@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .batch import MixedBatch, mix_batch
 from .drawing import Drawing
-from .lifecycle import foreign_words, remove_hooks
+from .lifecycle import remove_hooks, require_one
 from .loss import MixUpLoss, mixed_loss
 from .mix import Mix
 from .options import (
@@ -163,14 +163,7 @@ class MixHandler(Drawing):
             self._warn_once(f"{self} mixes nothing in this fit of {self.learn.n_epoch} epochs: see start and stop")
         if self.seed is None:
             self._rng = None
-        # fastai's own callbacks have a handler of the same name
-        mixers = [cb for cb in self.learn.cbs if any(c.__name__ == MixHandler.__name__ for c in type(cb).__mro__)]
-        if len(mixers) > 1:
-            foreign = foreign_words(mixers)
-            raise ValueError(
-                f"Expected one mixing callback, got {mixers}. Remove the others with learn.remove_cb"
-                + f": one is {foreign}" * bool(foreign)
-            )
+        require_one(self.learn)
         if type(self) is MixHandler:
             raise TypeError("Expected a mixing method, got the base class MixHandler. Use MixUp or another method")
 

@@ -64,17 +64,27 @@ class OwnHook:
         return partial, (noop, None)
 
 
-def foreign_words(cbs: Iterable[Any]) -> str:
-    """Return words about fastai's own mixing callbacks among callbacks: which they are, and how to import ours."""
+def foreign_words(cbs: Iterable[Any], before: str = "") -> str:
+    """Return `before` and words about fastai's own mixing callbacks: which they are, how to import ours. "": none."""
     module = sys.modules.get("fastai.callback.mixup")
     kinds = [type(cb) for cb in cbs if module and isinstance(cb, module.MixHandler)]
     if not kinds:
         return ""
     names = ", ".join(dict.fromkeys(f"{kind.__module__}.{kind.__qualname__}" for kind in kinds))
     return (
-        f"{names}, which is fastai's own: a star import of fastai after mixaug's hides mixaug's class. Say "
+        f"{before}{names}, which is fastai's own: a star import of fastai after mixaug's hides mixaug's class. Say "
         "`import mixaug as mx` and mx.MixUp, which nothing hides, or import mixaug's classes after fastai's"
     )
+
+
+def require_one(learn: Learner) -> None:
+    """Raise an error if a learner has several mixing callbacks, fastai's among them."""
+    mixers = [cb for cb in learn.cbs if any(kind.__name__ == "MixHandler" for kind in type(cb).__mro__)]
+    if len(mixers) > 1:
+        raise ValueError(
+            f"Expected one mixing callback, got {mixers}. Remove the others with learn.remove_cb"
+            f"{foreign_words(mixers, ': one is ')}"
+        )
 
 
 def hooks_of(model: Any) -> Iterator[tuple[dict, int, Any]]:

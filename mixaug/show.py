@@ -117,8 +117,7 @@ def show_mixed(self: Learner, max_n: int = 9, **kwargs: Any) -> Any:
     """Show samples of a training batch as the learner's mixing callback mixes them; see `MixHandler.show_batch`."""
     mixers = mixing_callbacks(self)
     if not mixers:
-        foreign = foreign_words(self.cbs)
-        but = f" of mixaug, but {foreign}" if foreign else ""
+        but = foreign_words(self.cbs, " of mixaug, but ")
         raise ValueError(f"The learner has no mixing callback{but}. Add one with learn.mixup()")
     return mixers[0].show_batch(self.dls, max_n, loss_func=self.loss_func, **kwargs)
 

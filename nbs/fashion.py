@@ -1,14 +1,16 @@
 """The trainings behind 05_evidence: small networks on some images of Fashion-MNIST.
 
     python nbs/fashion.py [experiment ...]
+    python nbs/fashion.py --check
 
-trains what nbs/runs does not have yet, of the experiments that are named, or of all. The images come from Debian's
-package dataset-fashion-mnist, or else torchvision downloads them.
+The first trains what nbs/runs does not have yet, of the experiments that are named, or of all; the second trains two
+stored runs anew. The images come from Debian's package dataset-fashion-mnist, or else torchvision downloads them.
 """
 
 import gzip
 import sys
 from functools import cache, partial
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +25,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from mixaug import CutMix, FMix, ManifoldMixup, MixUp, OneOf, OutputMixup, PatchUp, ResizeMix, SaliencyMix
-from mixaug.compare import compare
+from mixaug.compare import Comparison, compare
 from mixaug.compare.learners import class_metrics, noisy
 
 RUNS = Path(__file__).parent / "runs"
@@ -110,23 +112,44 @@ EXPERIMENTS = {
 }
 
 
-def result(name, jobs=2, runs=None, seeds=5):
-    "Return the comparison of an experiment; runs that are not stored are trained."
+def train(name, runs, jobs=2, seeds=5, methods=None):
+    "Return the comparison of an experiment; runs that the file does not have are trained."
     options = {"n": 2000, "noise": 0.0, "augment": False, "epochs": 40, **EXPERIMENTS[name]}
-    methods, epochs = options.pop("methods"), options.pop("epochs")
+    every, epochs = options.pop("methods"), options.pop("epochs")
     return compare(
         partial(new_learner, **options),
-        methods,
+        {label: every[label] for label in methods or every},
         fit=lambda learn: learn.fit_one_cycle(epochs, 8e-3),
         seeds=seeds,
         measures={"accuracy % under attack": attacked},
-        runs=runs or RUNS / f"{name}.jsonl",
+        runs=runs,
         settings={**options, "epochs": epochs},
         code=False,
         jobs=jobs,
     )
 
 
+def stored(name):
+    "Return the comparison of an experiment from its stored runs."
+    return Comparison.read(RUNS / f"{name}.jsonl")
+
+
+def check():
+    "Train two of the stored runs anew; SystemExit if they come out otherwise, by more than rounding errors amplify."
+    labels, measures = ["none", "CutMix(1)"], ["accuracy %", "ECE %"]
+    new, old = train("methods", None, seeds=1, methods=labels), stored("methods")
+    for label, measure in product(labels, measures):
+        now, before = (result.values(measure, label)[0] for result in (new, old))
+        print(f"{label}, {measure}: {now:.2f}, stored: {before:.2f}")
+        if abs(now - before) > 2:
+            sys.exit("A stored run of nbs/runs comes out otherwise")
+
+
 if __name__ == "__main__":
-    for name in sys.argv[1:] or EXPERIMENTS:
-        print(name, result(name).report(), sep="\n\n", end="\n\n", flush=True)
+    import fashion  # under the name that the processes of runs side by side know
+
+    if sys.argv[1:] == ["--check"]:
+        fashion.check()
+    else:
+        for name in sys.argv[1:] or EXPERIMENTS:
+            print(name, fashion.train(name, RUNS / f"{name}.jsonl").report(), sep="\n\n", end="\n\n", flush=True)

@@ -13,3 +13,12 @@ settings.load_profile("tests")
 @pytest.fixture(autouse=True)
 def seed():
     set_seed(42)
+
+
+QUICK = {"test_mix", "test_batch", "test_cut", "test_loss", "test_pairing", "test_options", "test_metrics", "test_docs"}
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.stem in QUICK:
+            item.add_marker("quick")

@@ -414,6 +414,19 @@ def test_finished_runs_are_used_again_whatever_the_order(tmp_path, capsys):
     assert trained(capsys) == ["other, seed 0", "none, seed 5", "other, seed 5"]
 
 
+def test_stored_runs_are_read_without_training(tmp_path, capsys):
+    first = scored(runs=tmp_path / "runs.jsonl")
+    capsys.readouterr()
+    again = Comparison.read(tmp_path / "runs.jsonl")
+    assert (again.report(), again.methods, trained(capsys)) == (first.report(), first.methods, [])
+    assert Comparison.read(tmp_path / "runs.jsonl", "good").difference("score", "none").mean == pytest.approx(-2.1)
+    with pytest.raises(ValueError, match="baseline must be one of"):
+        Comparison.read(tmp_path / "runs.jsonl", "no mixing")
+    scored({}, seeds=1, runs=tmp_path / "runs.jsonl", settings={"note": 2})
+    with pytest.raises(ValueError, match="runs of the same settings"):
+        Comparison.read(tmp_path / "runs.jsonl")
+
+
 CHANGES = {
     "fit": {"fit": lambda learn: learn.fit(3, 0.1)},
     "settings": {"settings": {"note": 2}},

@@ -146,7 +146,7 @@ def test_importing_the_package_brings_no_pictures_and_no_experiments():
 
 def test_the_readmes_own_method_mixes():
     (example,) = [code for code in re.findall(r"```python\n(.+?)```", README, re.S) if "class Stripes" in code]
-    names = {**vars(mixaug), "torch": torch}
+    names = {"mx": mixaug, "torch": torch}
     exec(example, names)
     x = images()
     for row in trained(names["Stripes"](), x).spy.batches:

@@ -1,9 +1,10 @@
-"""The README's Python runs as it stands, on stand-ins for data, pretrained weights and long trainings.
+"""The Python of the README and of the site's pages runs as it stands, on stand-ins for data, weights and trainings.
 
-A new block needs nothing here but the names that it takes for granted, in `names`, if it has any new ones. A block
-for several processes runs in one.
+The blocks of a page run one after the other. A new block needs nothing here but the names that it takes for granted,
+in `names`, if it has any new ones. A block for several processes runs in one.
 """
 
+import copy
 import re
 from pathlib import Path
 
@@ -22,11 +23,19 @@ from torchvision.models._api import WeightsEnum
 import mixaug
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation")  # fastai's, as images are shown
-README = (Path(__file__).parent.parent / "README.md").read_text()
-BLOCKS = re.findall(r"```python\n(.+?)```", README, re.S)
-OTHERS = r"(?s)```.*?```|\n## Coming from.*?(?=\n## |\Z)"  # blocks, and other libraries' calls
-SPANS = sorted(set(re.findall(r"`([^`\n]+)`", re.sub(OTHERS, "", README))))
-CALLS = [span for span in SPANS if re.match(r"\w*", span)[0] in {*mixaug.__all__, "learn"}]
+ROOT = Path(__file__).parent.parent
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path.read_text() for path in [ROOT / "README.md", *ROOT.glob("nbs/**/*.md")]
+}
+BLOCKS = {name: re.findall(r"```python\n(.+?)```", text, re.S) for name, text in PAGES.items()}
+OTHERS = re.compile(r"```.*?```", re.S)
+FOREIGN = "nbs/coming_from.md"  # has calls of other libraries
+SPANS = {
+    span for name, text in PAGES.items() if name != FOREIGN for span in re.findall(r"`([^`\n]+)`", OTHERS.sub("", text))
+}
+CALLS = sorted(
+    span for span in SPANS if re.match(r"(mx\.)?(\w*)", span)[2] in {*mixaug.__all__, "learn"} and "..." not in span
+)
 FEW = {"bs": 4, "num_workers": 0}
 
 
@@ -40,7 +49,8 @@ def data(tmp_path_factory):
     """Loaders of ten small samples of each kind, and the names that go with the images."""
     path = tmp_path_factory.mktemp("data")
     (path / "masks").mkdir()
-    files = [picture(path / f"{'dog' if i % 2 else 'cat'}_{i}.png", 32, 48, 3) for i in range(10)]
+    (path / "images").mkdir()
+    files = [picture(path / "images" / f"{'dog' if i % 2 else 'Cat'}_{i}.png", 32, 48, 3) for i in range(10)]
     for file in files:
         picture(path / "masks" / file.name, 32, 48, high=3)
     words = ["a good film", "a bad plot", "fine actors in it", "poor", "a film"] * 2
@@ -82,6 +92,8 @@ def names(data, tmp_path, monkeypatch):
     for suffix in ("pth", "pkl"):
         (tmp_path / f"weights.{suffix}").touch()
     monkeypatch.setattr("fastai.text.learner.untar_data", lambda *args, **kwargs: tmp_path)
+    for module in modules[:3]:
+        monkeypatch.setattr(module, "untar_data", lambda url: data["path"])
     monkeypatch.setattr(text.TextLearner, "load_pretrained", lambda self, *args, **kwargs: self)
     fit, load = vision.Learner.fit, vision.TfmdDL.__init__
     monkeypatch.setattr(vision.Learner, "fit", lambda self, n_epoch, *args, **kwargs: fit(self, 1, *args, **kwargs))
@@ -94,6 +106,8 @@ def names(data, tmp_path, monkeypatch):
         **given,
         **data,
         "learn": learn,
+        "mx": mixaug,
+        "new_learner": lambda seed: vision.Learner(data["dls"], copy.deepcopy(model), metrics=vision.accuracy),
         "model": model,
         "x": torch.rand(2, 3, 8, 8),
         "layer": model[0],
@@ -101,11 +115,24 @@ def names(data, tmp_path, monkeypatch):
     }
 
 
-@pytest.mark.parametrize("code", BLOCKS + CALLS, ids=lambda code: code.strip().splitlines()[-1])
-def test_readme_code_runs(code, names):
+@pytest.mark.parametrize("page", [name for name, blocks in BLOCKS.items() if blocks])
+def test_the_code_of_a_page_runs(page, names):
+    for code in BLOCKS[page]:
+        exec(code, names)
+
+
+@pytest.mark.parametrize("code", CALLS)
+def test_a_call_in_the_text_runs(code, names):
     exec(code, names)
 
 
 def test_all_blocks_and_calls_are_found():
-    assert len(BLOCKS) == README.count("```python")
+    assert all(len(BLOCKS[name]) == text.count("```python") for name, text in PAGES.items())
     assert {"MixUp", "learn"} <= {re.match(r"\w*", call)[0] for call in CALLS}
+
+
+def test_the_readme_is_short():
+    lines = PAGES["README.md"].splitlines()
+    assert len(lines) <= 130
+    assert len(PAGES["README.md"].encode()) <= 8000
+    assert not [line for line in lines if len(line) > 100 and not line.startswith("|")]

@@ -1,11 +1,13 @@
 """`Comparison`: the runs of a comparison, and what they say."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from .cache import Job
+from .cache import Job, to_json
 from .measures import is_lower_better
 from .plot import plot
 from .report import report, table, verdict
@@ -56,6 +58,22 @@ class Comparison:
         # The first metric; the loss, if there is none
         self.main = next((name for name in names if name != "valid_loss"), names[0])
         self._first = {job: run["first"] for job, run in counted.items()}
+
+    @classmethod
+    def read(cls, path: str | Path, baseline: str = "none", better: dict[str, str] | None = None) -> "Comparison":
+        """Return the comparison of a file of finished runs, as :func:`compare` keeps them, without training.
+
+        Raises:
+            ValueError: If runs of several settings are in the file, or none of the baseline.
+        """
+        entries = [json.loads(line) for line in Path(path).read_text().splitlines() if line]
+        if len({to_json(entry["settings"]) for entry in entries}) > 1:
+            raise ValueError(f"path must be a file with runs of the same settings, got several in {path}")
+        finished = {(entry["method"], entry["seed"]): entry["run"] for entry in entries}
+        if baseline not in (labels := list(dict.fromkeys(label for label, _ in finished))):
+            raise ValueError(f"baseline must be one of {labels}, got {baseline!r}")
+        methods = [baseline, *(label for label in labels if label != baseline)]
+        return cls(finished, methods, baseline, better or {})
 
     @property
     def last(self) -> Any:
