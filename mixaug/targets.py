@@ -117,11 +117,14 @@ def rule_for(y: Tensor, rule: Any, mix: Mix, method: "MixHandler", loss_func: An
     if covered:
         _require_bool(y, mix, floats)
     of_sample = "average" if floats or method._stack_y is False else "loss"
-    guessed = None
-    if cuts and y.ndim > 2 and not covered:
+    guessed, size = None, mix.mask.shape[1:]
+    of_an_axis = y.ndim == 2 and spatial > 1 and y.shape[1] > 1 and y.shape[1] in size  # of frames, of rows
+    if cuts and not covered and (y.ndim > 2 or of_an_axis):
         guessed = "averaged by lam" if floats else "left to the loss, which lam combines"
-    elif covered and spatial == 1 and y.shape[-1] != mix.mask.shape[1]:  # a forecast has other positions than the past
-        guessed = "cut at their own resolution"
+    elif covered and (now := y.shape[y.ndim - spatial :]) != size:
+        # A forecast has other positions than the past; a small matrix of the sample has none
+        is_small = floats and y.ndim == 1 + spatial and max(now) <= 8
+        guessed = "cut at their own resolution" if spatial == 1 or is_small else None
     if guessed:
         method._warn_once(
             f"Targets of shape {shape} are {guessed}, as inputs are cut by a mask of shape {tuple(mix.mask.shape)}. "

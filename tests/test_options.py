@@ -217,7 +217,17 @@ class TestStartAndStop:
         for first in (0, 2):
             assert "".join(str(int(seen)) for seen in mixed(learn)[first::3]) == expected
 
-    @pytest.mark.parametrize("when", [{"start": 4}, {"stop": -4}, {"start": -1, "stop": 3}, {"start": 0.5, "stop": 1}])
+    @pytest.mark.parametrize(
+        "when",
+        [
+            {"start": 4},
+            {"stop": -4},
+            {"start": -1, "stop": 3},
+            {"start": 0.5, "stop": 1},
+            {"start": 6, "stop": 8},
+            {"start": -9, "stop": -6},
+        ],
+    )
     def test_a_method_that_never_mixes_warns_once_a_fit(self, when):
         learn = learner(MixUp(**when))
         with pytest.warns(UserWarning, match=r"MixUp\(0.4, st.*\) mixes nothing in this fit of 4 epochs") as told:

@@ -216,6 +216,9 @@ def test_what_may_be_positions_or_not_has_to_be_said(x, y, rule):
         (images((8, 8), n=BS), torch.rand(BS, 3, 12, 12)),  # one and a half times
         (images((8, 8), n=BS), torch.rand(BS, 3, 8, 16)),
         (images((12,), n=BS), torch.rand(BS, 2, 24)),  # cut, though it may be a forecast
+        (images((12, 12), n=BS), torch.rand(BS, 6, 6)),  # cut, though it may be a matrix
+        (images((4, 50), channels=1, n=BS), classes(50, n=BS)),  # left, though it may be of frames
+        (images((4, 50), channels=1, n=BS), torch.rand(BS, 50)),
     ],
 )
 def test_a_method_that_cuts_warns_once_of_what_it_has_to_guess(x, y):
@@ -225,6 +228,17 @@ def test_a_method_that_cuts_warns_once_of_what_it_has_to_guess(x, y):
     mix_batch(cb, x, y, loss_of_first)
     mix_batch(CutMix(targets="average" if y.is_floating_point() else "loss"), x, y, loss_of_first)
     mix_batch(MixUp(), x, y, loss_of_first)
+
+
+def test_dense_targets_and_labels_that_are_plain_are_not_warned_of():
+    for x, y in (
+        (images((12, 12), n=BS), classes(6, 6, n=BS)),
+        (images((12, 12), n=BS), torch.rand(BS, 1, 6, 6)),
+        (images((12, 12), n=BS), torch.rand(BS, 12, 12)),
+        (images((12, 12), n=BS), torch.rand(BS, 5)),
+        (images((12, 1), n=BS), classes(1, n=BS)),
+    ):
+        mix_batch(CutMix(), x, y, loss_of_first)  # warnings are errors here
 
 
 @pytest.mark.parametrize(("y", "rule"), [(torch.rand(BS, 6), "average"), (classes(6, n=BS), "loss")])
