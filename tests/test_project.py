@@ -167,5 +167,5 @@ def test_a_workflow_may_do_little_with_pinned_actions_and_ends(name):
         assert set(what.get("permissions", ())) == WRITES.get((name, job), set())
         assert what["timeout-minutes"] <= 120
         for step in what["steps"]:
-            assert re.fullmatch(r"[\w-]+/[\w-]+@(release/)?v\d+", step.get("uses", "a/b@v1"))
+            assert re.fullmatch(r"[\w-]+/[\w-]+@v\d+\.\d+\.\d+", step.get("uses", "a/b@v1.0.0"))
             assert all((ROOT / command).exists() for command in re.findall(r"\.ci/\w+", step.get("run", "")))
