@@ -2,6 +2,7 @@
 
 import base64
 import io
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -11,6 +12,8 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
+
+from mixaug.compare import Comparison
 
 ROOT = Path(__file__).parent.parent
 CHECK = SimpleNamespace(**runpy.run_path(str(ROOT / ".ci/notebooks")))
@@ -83,6 +86,20 @@ def test_notebook_is_stored_as_it_was_run(name):
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
     assert not [output for cell in code for output in cell.outputs if "stderr" in output.get("name", "")]
     assert (ROOT / "nbs" / name).stat().st_size < 600_000
+
+
+def test_every_gain_that_is_told_comes_from_stored_runs_or_the_output_of_a_notebook():
+    fashion = Comparison.read(ROOT / "nbs/runs/methods.jsonl")
+    gains = re.findall(r"^\| `(\w+)` .*\| ([+-]\d.*?) \| [^|]*\|$", (ROOT / "README.md").read_text(), re.M)
+    assert len(gains) == 8
+    for name, told in gains:
+        (label,) = [label for label in fashion.methods if label.startswith(f"{name}(")]
+        assert f"{fashion.difference('accuracy %', label):.1f}" == told
+    outputs = "\n".join(text for book in NOTEBOOKS.values() for cell in book.cells for kind, text in CHECK.outputs(cell)
+                        if kind == "text")  # fmt: skip
+    for page in ("README.md", "nbs/guides/choose.md"):
+        for number in re.findall(r"\d+\.\d ± \d+\.\d", (ROOT / page).read_text()):
+            assert number in outputs
 
 
 def test_readme_shows_the_picture_of_a_notebook():
