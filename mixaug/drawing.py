@@ -102,6 +102,8 @@ class Drawing(OnOneLearner):
 
     def _has_time(self) -> bool:
         """Return whether some epoch of the fit lies between start and stop."""
+        if self.start is None and self.stop is None:
+            return True
         n: int = self.learn.n_epoch
 
         def fraction(when: int | float | None, default: float) -> float:

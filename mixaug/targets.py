@@ -118,7 +118,7 @@ def rule_for(y: Tensor, rule: Any, mix: Mix, method: "MixHandler", loss_func: An
         _require_bool(y, mix, floats)
     of_sample = "average" if floats or method._stack_y is False else "loss"
     guessed, size = None, mix.mask.shape[1:]
-    of_an_axis = y.ndim == 2 and spatial > 1 and y.shape[1] > 1 and y.shape[1] in size  # of frames, of rows
+    of_an_axis = not floats and y.ndim == 2 and spatial > 1 and y.shape[1] > 1 and y.shape[1] in size  # of frames
     if cuts and not covered and (y.ndim > 2 or of_an_axis):
         guessed = "averaged by lam" if floats else "left to the loss, which lam combines"
     elif covered and (now := y.shape[y.ndim - spatial :]) != size:

@@ -1,4 +1,4 @@
-"""What the README says to users of other libraries: each call gives the distribution of what they come from.
+"""What nbs/coming_from.md says to users of other libraries: each call gives the distribution of what they come from.
 
 Another library's call and ours mix a thousand batches of constant images, so that the mask can be read off them. Then
 the two-sample Kolmogorov-Smirnov test compares each statistic of a batch. Partners are left out:
@@ -20,7 +20,7 @@ from torch import nn
 import mixaug
 from mixaug import box_mask
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+PAGE = (Path(__file__).parent.parent / "nbs/coming_from.md").read_text()
 N, BS, SIZE = 1000, 4, (24, 32)
 X = torch.arange(1.0, BS + 1).view(BS, 1, 1, 1).expand(BS, 1, *SIZE)
 LEVEL = 1e-6  # so low that no test fails by chance
@@ -79,7 +79,7 @@ def differing(theirs, ours):
     return {name: p for name, p in found.items() if p < LEVEL}
 
 
-# The README's calls, beside the other library's
+# The page's calls, beside the other library's
 MIXUP, CUTMIX = "MixUp({}, per_sample=False, fold=False)", "CutMix(1., per_sample=False)"
 ELEM = "OneOf(MixUp(.2, fold=False), CutMix(1.), p=[.6 * .7, .6 * .3], per_sample=True)"
 BOTH = {"mixup_alpha": 0.2, "cutmix_alpha": 1.0, "prob": 0.6, "switch_prob": 0.3}
@@ -106,7 +106,7 @@ def paired_with_others(monkeypatch):
 @pytest.mark.parametrize("row", ROWS)
 def test_the_call_gives_the_other_librarys_distribution(row, paired_with_others):
     theirs, call = ROWS[row]
-    assert f"| `{call}` |" in README.split("## Coming from")[1].split("\n## ")[0]
+    assert f"| `{call}` |" in PAGE
     assert differing(statistics(*theirs()), statistics(*called(eval(call, vars(mixaug))))) == {}
 
 
