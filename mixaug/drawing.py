@@ -102,8 +102,8 @@ class Drawing(OnOneLearner):
 
     def _has_time(self) -> bool:
         """Return whether some epoch of the fit lies between start and stop."""
-        if self.start is None and self.stop is None:
-            return True
+        if (self.start is None and self.stop is None) or getattr(self.learn.opt, "frozen_idx", 0):
+            return True  # the frozen epoch of `fine_tune` is short
         n: int = self.learn.n_epoch
 
         def fraction(when: int | float | None, default: float) -> float:

@@ -160,7 +160,8 @@ class MixHandler(Drawing):
         self._restore_learner()
         self._check_alpha()
         if not self._has_time():
-            self._warn_once(f"{self} mixes nothing in this fit of {self.learn.n_epoch} epochs: see start and stop")
+            n = self.learn.n_epoch
+            self._warn_once(f"{self} mixes nothing in this fit of {n} epoch{'s' * (n > 1)}: see start and stop")
         if self.seed is None:
             self._rng = None
         require_one(self.learn)

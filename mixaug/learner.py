@@ -36,7 +36,10 @@ def mix_with(self: Learner, method: MixHandler) -> Learner:
     """
     if not isinstance(method, MixHandler):
         foreign = foreign_words([method])
-        raise TypeError(f"method must be a mixing callback of mixaug, as MixUp(0.4), got {foreign or repr(method)}")
+        call = f". Call it: {method.__name__}()" if isinstance(method, type) else ""
+        raise TypeError(
+            f"method must be a mixing callback of mixaug, as MixUp(0.4), got {foreign or repr(method)}{call}"
+        )
     return _mix_with(self, method)
 
 

@@ -117,8 +117,8 @@ def show_mixed(self: Learner, max_n: int = 9, **kwargs: Any) -> Any:
     """Show samples of a training batch as the learner's mixing callback mixes them; see `MixHandler.show_batch`."""
     mixers = mixing_callbacks(self)
     if not mixers:
-        but = foreign_words(self.cbs, " of mixaug, but ")
-        raise ValueError(f"The learner has no mixing callback{but}. Add one with learn.mixup()")
+        but = foreign_words(self.cbs, " of mixaug, but ") or ". Add one with learn.mixup()"
+        raise ValueError(f"The learner has no mixing callback{but}")
     return mixers[0].show_batch(self.dls, max_n, loss_func=self.loss_func, **kwargs)
 
 
@@ -171,7 +171,7 @@ def _label(lam: float, rule: Any, shown: Any, original: Any, other: Any) -> Any:
     if callable(rule):
         return TitledStr(f"targets({_words(original)}, {_words(other)})")
     own, others = _words(original), _words(other)
-    if own == others:
+    if own == others or f"{lam:.2f}" == "1.00":
         return TitledStr(own)
     times = "× " if own[:1].isdigit() or others[:1].isdigit() else ""
     parts = f"{lam:.2f} {times}{own}", f"+ {1 - lam:.2f} {times}{others}"

@@ -441,7 +441,7 @@ def test_runs_of_other_settings_are_not_used_which_is_said(change, tmp_path, cap
     capsys.readouterr()
     scored({}, seeds=1, runs=runs, **CHANGES[change])
     err = capsys.readouterr().err
-    assert f"1 runs in {runs} are not used: they differ in {change}" in err
+    assert f"1 other runs in {runs} are not used: they differ in {change}" in err
     assert "none, seed 0" in err
     assert len(runs.read_text().splitlines()) == 2
 
@@ -556,6 +556,18 @@ def test_a_baseline_that_fails_raises_value_error_at_once(capsys):
     with pytest.raises(ValueError, match=r"baseline that can be trained.*no luck"):
         scored({"none": lambda: throw(RuntimeError("no luck")), "good": METHODS["good"]})
     assert trained(capsys) == []
+
+
+def test_the_baseline_is_not_trained_on_once_all_methods_have_failed(capsys):
+    result = scored({"broken": lambda: throw(RuntimeError("no luck"))}, seeds=4)
+    assert (result.failed, trained(capsys)) == ({"broken": "RuntimeError: no luck"}, ["none, seed 0"])
+    alone = scored({}, seeds=2)
+    assert len(alone.values("score", "none")) == 2
+
+
+def test_a_learner_in_the_place_of_a_function_raises_type_error():
+    with pytest.raises(TypeError, match="new_learner must be a function of a seed"):
+        compare(tiny(0), {}, fit=FIT)
 
 
 def test_an_interruption_loses_nothing(tmp_path, capsys):

@@ -216,7 +216,8 @@ def test_alpha_counts_for_all_methods_without_one_also_in_the_default_list():
     assert labels() == ["none", "mixup:0.4", "mixup:8", "cutmix:1", "manifold_mixup:8", "output_mixup:8"]
     assert labels("--alpha 3") == ["none", "mixup:3", "cutmix:3", "manifold_mixup:3", "output_mixup:3"]
     assert labels("--alpha 3", "table") == ["none", "manifold_mixup:3", "output_mixup:3"]
-    assert labels("--alpha 2 --methods 'cutmix, none,mixup:8'") == ["none", "cutmix:2", "mixup:8"]
+    for methods in ("'cutmix, none,mixup:8'", "cutmix none mixup:8", "cutmix, mixup:8,"):
+        assert labels(f"--alpha 2 --methods {methods}") == ["none", "cutmix:2", "mixup:8"]
     alphas = "mixup:0.2,mixup:1,none,mixup:1.0,mixup:.2,mixup:0.12345678,mixup:0.12345679,mixup,patch_up,one_of"
     expected = "none mixup:0.2 mixup:1 mixup:0.12345678 mixup:0.12345679 mixup:0.4 patch_up:2 one_of:1"
     assert labels(f"--methods {alphas}") == expected.split()
@@ -337,7 +338,7 @@ def strict(text):
 def test_json_has_the_options_the_runs_and_the_differences(command, simulated):
     code, out, _ = command("--methods mixup:8,cutmix --seeds 3 --json")
     found = strict(out)
-    assert (code, out.count("\n"), found["options"]["methods"]) == (0, 1, "mixup:8,cutmix")
+    assert (code, out.count("\n"), found["options"]["methods"]) == (0, 1, ["mixup:8,cutmix"])
     assert list(found["means"]) == ["none", "mixup:8", "cutmix:1"]
     assert found["means"]["none"]["accuracy %"] == 54  # 51, 54, 57
     assert found["changes"]["mixup:8"]["accuracy %"] == {"mean": 1, "low": None, "high": None, "seeds": 3}
@@ -362,8 +363,9 @@ def refused(result, words):
 # With settings so small that a check which no longer refuses fails its test at once
 BAD = [
     ("--data nowhere", "data must be a folder"),
-    ("--csv nowhere", "csv must be a file"),
-    ("--csv {tmp}/table.csv", "target must be a column of ['color', 'number', 'sign', 'square'], got None"),
+    ("--csv nowhere --target a", "csv must be a file"),
+    ("--csv {tmp}/table.csv", "as --target COLUMN"),
+    ("--csv {tmp}/table.csv --target b", "target must be a column of ['color', 'number', 'sign', 'square'], got 'b'"),
     ("--csv {tmp}/table.csv --target sign --noise 0.1", "noise must be of images"),
     ("--csv {tmp}/table.csv --data {tmp}", "data and csv cannot both be given"),
     ("--csv {tmp}/empty.csv --target a", "csv must be a table"),

@@ -48,6 +48,8 @@ def test_mix_with_takes_any_mixing_callback_and_nothing_else():
     for wrong in (0.4, MixUp, fm.MixUp()):
         with pytest.raises(TypeError, match=r"method must be a mixing callback of mixaug, as MixUp\(0.4\)"):
             learn.mix_with(wrong)
+    with pytest.raises(TypeError, match=r"Call it: MixUp\(\)"):
+        learn.mix_with(MixUp)
     with pytest.raises(TypeError, match="alpha must be"):
         learn.mixup(cb)
 

@@ -13,7 +13,7 @@ import torch
 from common import METHODS, C, N, cnn, every_method, images, learner, on, replace, trained
 from fastai.callback.schedule import SchedCos, SchedLin, combine_scheds
 from fastai.losses import BCEWithLogitsLossFlat
-from fastai.torch_core import TensorImage, TensorMultiCategory
+from fastai.torch_core import TensorImage, TensorMultiCategory, params
 from reference import check_losses, close, slow_mix
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -233,6 +233,11 @@ class TestStartAndStop:
         with pytest.warns(UserWarning, match=r"MixUp\(0.4, st.*\) mixes nothing in this fit of 4 epochs") as told:
             learn.fit(4)
         assert (len(told), set(mixed(learn))) == (1, {False})
+
+    def test_the_frozen_epoch_of_fine_tune_is_not_warned_of(self):
+        learn = learner(MixUp(stop=-1), splitter=lambda model: [params(model[0]), params(model[1:])])
+        learn.fine_tune(2)
+        assert set(mixed(learn)) == {False, True}
 
     def test_a_fraction_may_be_in_the_middle_of_an_epoch(self):
         assert mixed(trained(MixUp(start=0.5))) == [False, False, True]

@@ -84,11 +84,12 @@ def test_samples_are_shown_from_the_strongest_mixing_to_the_weakest():
     assert _spread(torch.full((8,), 0.7), 3).tolist() == [0, 1, 2]
     dls, title = data("continuous")
     titles = [ax.get_title() for ax in MixUp(0.4).show_batch(dls, max_n=4)]
-    strengths = [float(re.match(title, text)[1]) for text in titles if re.match(title, text)]
+    strengths = [float(re.match(title, text)[1]) for text in titles if "+" in text]
     assert strengths == sorted(strengths)
 
 
 def test_equal_labels_are_one_and_numbers_are_multiplied():
+    assert str(_label(0.997, "loss", "", "cat", "dog")) == "cat"
     shown = [
         _label(0.75, "loss", "", own, other) for own, other in (("cat", "cat"), ("cat", "dog"), (7, 3), ("3d", "b"))
     ]
@@ -151,9 +152,7 @@ def test_a_learner_is_as_it_was():
 @pytest.mark.parametrize("kind", [fm.MixUp, fm.CutMix])
 def test_a_callback_of_fastai_is_named(kind):
     learn = learner(None, cbs=[kind()])
-    with pytest.raises(
-        ValueError, match=rf"fastai\.callback\.mixup\.{kind.__name__}, .*import mixaug as mx.*learn\.mixup"
-    ):
+    with pytest.raises(ValueError, match=rf"fastai\.callback\.mixup\.{kind.__name__}, .*import mixaug as mx"):
         learn.show_mixed()
 
 

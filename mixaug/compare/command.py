@@ -50,8 +50,8 @@ def parser() -> argparse.ArgumentParser:
     noise = "fraction of the training labels to replace by another class (default: 0.4 for digits, else 0)"
     data.add_argument("--noise", type=float, help=noise)
     what = result.add_argument_group("methods", f"none, {', '.join(NAMES)}; with an alpha: mixup:8")
-    auto = "separated by commas; all: each of them; auto: the usual ones for the data (default: auto)"
-    what.add_argument("--methods", default="auto", help=auto)
+    auto = "several; all: each that suits the data; auto: the usual ones for the data (default: auto)"
+    what.add_argument("--methods", nargs="+", default=["auto"], help=auto)
     what.add_argument("--alpha", type=float, help="alpha of the methods without one (default: each method's)")
     training = result.add_argument_group("training")
     arch = "cnn (a small one), or a model of torchvision or timm (auto: cnn for digits, else resnet18)"
@@ -82,6 +82,8 @@ def check(options: Any) -> None:
             raise BadInputError(f"{name} must be a number from {low:g} to {high:g}, got {value:g}")
     if options.data and options.csv:
         raise BadInputError("data and csv cannot both be given")
+    if options.csv and not options.target:
+        raise BadInputError("target must be given for a table, as --target COLUMN")
     if options.csv and options.noise is not None:
         raise BadInputError(f"noise must be of images, not of a table, got {options.noise:g}")
     if not options.data and options.arch not in ("auto", "cnn"):
@@ -119,7 +121,8 @@ def methods_of(options: Any, kind: str) -> dict[str, Make]:
     auto = DEFAULTS[kind][options.alpha is not None]
     every = ",".join(name for name in NAMES if name != "cmixup")  # which is for continuous targets
     texts = {"auto": auto, "all": auto if kind == "table" else every}
-    names = texts.get(options.methods, options.methods).split(",")
+    given = " ".join(options.methods).replace(",", " ").split() or [""]
+    names = texts[given[0]].split(",") if given[0] in texts else given
     try:
         return dict(named(text, options.alpha) for text in ("none", *names))
     except ValueError as error:

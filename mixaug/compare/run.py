@@ -53,7 +53,7 @@ def compare(
         jobs: Runs to train side by side, with one thread each.
 
     Raises:
-        TypeError: If a method is none.
+        TypeError: If `new_learner` is no function, or a method is none.
         ValueError: If arguments are not valid, or the baseline could not be trained.
 
     >>> import torch
@@ -67,6 +67,8 @@ def compare(
     >>> result.difference("valid_loss", "mixup:0.4").seeds
     3
     """
+    if isinstance(new_learner, Learner) or not callable(new_learner):
+        raise TypeError(f"new_learner must be a function of a seed that returns a learner, got {type(new_learner)}")
     chosen = makers(methods, baseline)
     numbers = list(range(seeds)) if isinstance(seeds, int) else [int(seed) for seed in seeds]
     if not numbers or len(set(numbers)) < len(numbers):
@@ -87,12 +89,12 @@ def compare(
     if len(todo) < len(wanted):
         progress.say(f"{len(wanted) - len(todo)} of {len(wanted)} runs are reused from {runs}")
     for what, n in kept.others.items():
-        progress.say(f"{n} runs in {runs} are not used: they differ in {what}")
+        progress.say(f"{n} other runs in {runs} are not used: they differ in {what}")
 
     def pending() -> Iterator[Job]:
         for label, seed in todo:
             kept.read()
-            if baseline in failed:  # nothing to compare to
+            if baseline in failed or 0 < len(chosen) - 1 == len(failed):  # nothing to compare
                 return
             if label not in failed and (label, seed) not in kept.done:  # it would fail with other seeds too
                 yield label, seed
@@ -146,4 +148,4 @@ def _try(training: Training, make: Any, label: str, seed: int, tell: Any = lambd
     try:
         return (label, seed), training.run(make, seed, tell), ""
     except Exception as error:
-        return (label, seed), None, " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        return (label, seed), None, " ".join(f"{type(error).__name__}: {error}".split())
