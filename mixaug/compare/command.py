@@ -14,7 +14,7 @@ from matplotlib.backend_bases import FigureCanvasBase
 
 from .cache import to_json
 from .images import picture
-from .learners import BadInputError, Task, digits_task
+from .learners import BadInputError, Task, check_methods, digits_task
 from .methods import NAMES, Make, named
 from .run import compare
 
@@ -129,8 +129,8 @@ def methods_of(options: Any, kind: str) -> dict[str, Make]:
         raise BadInputError(str(error)) from None
 
 
-def try_model(task: Task, options: Any) -> None:
-    """Raise an error if fastai cannot read the table, or the model cannot be made or does not take the images."""
+def try_out(task: Task, methods: dict[str, Make], options: Any) -> None:
+    """Raise an error if fastai cannot read the table, or the model or a method does not take the data."""
     try:
         learn = task.new_learner(0)
         with torch.no_grad():
@@ -148,6 +148,7 @@ def try_model(task: Task, options: Any) -> None:
             f"arch must be a model for these data, of torchvision {version('torchvision')} or {timm}, got "
             f"{options.arch!r} {why}"
         ) from None
+    check_methods(learn, methods)
 
 
 def run(options: Any) -> int:
@@ -156,7 +157,7 @@ def run(options: Any) -> int:
     kind, task = task_of(options)
     methods = methods_of(options, kind)
     if kind != "digits":
-        try_model(task, options)
+        try_out(task, methods, options)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     auto = 1 if kind == "folder" or default_device().type != "cpu" else min(cores, options.seeds * len(methods))
     epochs, lr, fine_tune = options.epochs, options.lr, options.pretrained
@@ -175,12 +176,12 @@ def run(options: Any) -> int:
     )  # fmt: skip
     code = 130 if result.interrupted else 1 if result.failed else 0
     if code and options.runs:
-        print("mixaug compare: run the same command again to continue", file=sys.stderr)
+        print("mixaug compare: the same command goes on with what is missing", file=sys.stderr)
     print(to_json({"options": vars(options), **result.as_dict()}) if options.json else result.report(), flush=True)
     shown = {label: methods[label] for label in result.methods}
     picture(result, shown, task.samples() if task.samples else None).savefig(options.out)
     if not options.json:
-        print(f"\nwrote {options.out}")
+        print(f"\nwrote {options.out}" + f"; runs are in {options.runs}" * bool(options.runs))
     return code
 
 

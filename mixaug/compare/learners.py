@@ -17,7 +17,9 @@ from fastai.torch_core import default_device
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
+from ..batch import mix_batch
 from .measures import ece
+from .methods import Make
 
 
 class BadInputError(ValueError):
@@ -96,6 +98,18 @@ def noisy(y: Tensor, fraction: float, n_classes: int, seed: int) -> Tensor:
     replaced = torch.randperm(len(y), generator=rng)[: round(fraction * len(y))]
     shift = torch.randint(1, n_classes, (len(replaced),), generator=rng)
     return y.index_put((replaced,), (y[replaced] + shift) % n_classes)
+
+
+def check_methods(learn: Learner, methods: dict[str, Make]) -> None:
+    """Raise an error for a method that cannot mix the data of a learner."""
+    batch, n = learn.dls.one_batch(), learn.dls.n_inp
+    for label, make in methods.items():
+        if (method := make()) is None:
+            continue
+        try:
+            mix_batch(method, batch[:n], batch[n:], learn.loss_func)
+        except (TypeError, ValueError) as error:
+            raise BadInputError(f"methods must be able to mix the data, got {label} ({error})") from None
 
 
 # Digits

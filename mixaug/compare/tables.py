@@ -56,6 +56,6 @@ def table_task(path: Path, target: str | None, bs: int) -> Task:
     what = f"{y.nunique()} classes" if is_class else "a number"
     words = (
         f"{path}: {len(frame) - len(valid)} rows for training, {len(valid)} for validation; {target}: {what}; "
-        f"{len(cats)} categories, {len(conts)} numbers"
+        f"categories: {len(cats)}, numbers: {len(conts)}"
     )
     return Task(new_learner, words, {"table": frame})
