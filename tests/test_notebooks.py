@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import nbformat
+import numpy as np
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
@@ -100,6 +101,17 @@ def test_every_gain_that_is_told_comes_from_stored_runs_or_the_output_of_a_noteb
     for page in ("README.md", "nbs/guides/choose.md"):
         for number in re.findall(r"\d+\.\d ± \d+\.\d", (ROOT / page).read_text()):
             assert number in outputs
+
+
+def test_the_gallery_shows_each_panel_of_the_picture(tmp_path):
+    CHECK.cut(ROOT / ".github/methods.jpg", tmp_path)
+    page = (ROOT / "nbs/gallery.md").read_text()
+    stored = {path.name for path in (ROOT / "nbs/pictures").iterdir()}
+    assert stored == set(re.findall(r"\]\(pictures/(\w+\.jpg)\)", page)) == {path.name for path in tmp_path.iterdir()}
+    for name in stored:
+        with Image.open(tmp_path / name) as new, Image.open(ROOT / "nbs/pictures" / name) as old:
+            assert new.size == old.size
+            assert abs(np.asarray(new, float) - np.asarray(old, float)).mean() < 1
 
 
 def test_readme_shows_the_picture_of_a_notebook():
