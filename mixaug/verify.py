@@ -31,8 +31,8 @@ def verify_loss(loss_func: Callable, pred: Any, yb: tuple, mixed: MixedBatch) ->
     with torch.no_grad():
         if isinstance(owner, FastaiCallback):
             _refuse_mixed(owner, loss_func, _noisy(pred), yb)
-        each = zip(yb, mixed.yb1, mixed.rules, strict=True)
-        partners = tuple(y if callable(rule) or rule == "keep" else y1.to(y.dtype) for y, y1, rule in each)
+        both = zip(yb, mixed.yb1, mixed.rules, strict=True)
+        partners = tuple(y if callable(rule) or rule == "keep" else y1.to(y.dtype) for y, y1, rule in both)
         if all(map(torch.equal, yb, partners)):
             return False
         _verify_averaged(loss_func, pred, yb, mixed)

@@ -133,9 +133,9 @@ def try_out(task: Task, methods: dict[str, Make], options: Any) -> None:
     """Raise an error if fastai cannot read the table, or the model or a method does not take the data."""
     try:
         learn = task.new_learner(0)
+        batch = learn.dls.one_batch()
         with torch.no_grad():
-            xb = learn.dls.one_batch()[: learn.dls.n_inp]
-            learn.model.to(learn.dls.device).eval()(*xb)
+            learn.model.to(learn.dls.device).eval()(*batch[: learn.dls.n_inp])
     except Exception as error:  # an unknown name, or a network that fails for this size, raises errors of many kinds
         why = f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
         if options.csv:
@@ -148,7 +148,7 @@ def try_out(task: Task, methods: dict[str, Make], options: Any) -> None:
             f"arch must be a model for these data, of torchvision {version('torchvision')} or {timm}, got "
             f"{options.arch!r} {why}"
         ) from None
-    check_methods(learn, methods)
+    check_methods(learn, batch, methods)
 
 
 def run(options: Any) -> int:

@@ -100,9 +100,9 @@ def noisy(y: Tensor, fraction: float, n_classes: int, seed: int) -> Tensor:
     return y.index_put((replaced,), (y[replaced] + shift) % n_classes)
 
 
-def check_methods(learn: Learner, methods: dict[str, Make]) -> None:
-    """Raise an error for a method that cannot mix the data of a learner."""
-    batch, n = learn.dls.one_batch(), learn.dls.n_inp
+def check_methods(learn: Learner, batch: tuple, methods: dict[str, Make]) -> None:
+    """Raise an error for a method that cannot mix a batch of a learner."""
+    n = learn.dls.n_inp
     for label, make in methods.items():
         if (method := make()) is None:
             continue
