@@ -70,14 +70,23 @@ class Augment(Callback):
         )
 
 
-def new_learner(seed, n=2000, noise=0.0, augment=False):
-    "Return a learner for n images that the seed draws; 2,000 others are for validation, the same for all."
+def new_learner(seed, n=2000, noise=0.0, augment=False, tail=1, weights=False):
+    """Return a learner for n images that the seed draws; 2,000 others are for validation, the same for all.
+
+    With a tail, the seed orders the classes too, and the first has `tail` times as many images as the last; the numbers
+    between fall geometrically. With weights, the loss weighs each class by one over its number.
+    """
     x, y = images("train")
-    at = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))[:n]
+    rng = torch.Generator().manual_seed(seed)
+    at = torch.randperm(len(y), generator=rng)
+    counts = torch.tensor(tail) ** (-torch.arange(10) / 9)
+    counts = (n * counts / counts.sum()).round().int()[torch.randperm(10, generator=rng)]
+    at = at[:n] if tail == 1 else torch.cat([at[y[at] == c][:count] for c, count in enumerate(counts)])
     valid = TensorDataset(*(t[:2000] for t in images("t10k")))
     dls = DataLoaders.from_dsets(TensorDataset(x[at], noisy(y[at], noise, 10, seed)), valid, bs=64, num_workers=0)
+    loss = CrossEntropyLossFlat(weight=n / (10 * counts) if weights else None)
     cbs = Augment() if augment else None
-    return Learner(dls, network(), loss_func=CrossEntropyLossFlat(), metrics=class_metrics(), wd=0.01, cbs=cbs)
+    return Learner(dls, network(), loss_func=loss, metrics=class_metrics(), wd=0.01, cbs=cbs)
 
 
 def attacked(learn, step=0.05):
@@ -99,16 +108,38 @@ ALL = {
     "SaliencyMix(1)": SaliencyMix(1),
     "PatchUp(2)": PatchUp(2),
 }
+MIX, CUT = partial(MixUp, 0.4), partial(CutMix, 1)
+VARIANTS = {
+    **FOUR,
+    "OneOf, per sample": OneOf(MixUp(0.4), CutMix(1), per_sample=True),
+    "MixUp(.4, stop=-5)": MIX(stop=-5),
+    "MixUp(.4, prob=.5)": MIX(prob=0.5),
+    "MixUp(.4, fold=False)": MIX(fold=False),
+    "MixUp(.4, per_sample=False)": MIX(per_sample=False),
+    "MixUp(10, clean=True)": MixUp(10, clean=True),
+    "CutMix(1, stop=-5)": CUT(stop=-5),
+    "CutMix(1, prob=.5)": CUT(prob=0.5),
+    "CutMix(1, fold=False)": CUT(fold=False),
+    "CutMix(1, per_sample=False)": CUT(per_sample=False),
+    "CutMix(1, clean=True)": CUT(clean=True),
+}
+ALPHAS = {".1": 0.1, ".4": 0.4, "1": 1, "2": 2, "8": 8}
+ALPHA = {f"{cls.__name__}({a})": cls(alpha) for cls in (MixUp, ManifoldMixup) for a, alpha in ALPHAS.items()}
+NOISY = {"none": None, "MixUp(.4)": MixUp(0.4), "MixUp(8)": MixUp(8), "CutMix(1)": CutMix(1)}
 EXPERIMENTS = {
     "methods": {"methods": ALL},
     "augmented": {"methods": FOUR, "augment": True},
-    "alpha": {"methods": {"none": None, **{f"MixUp({a:g})": MixUp(a) for a in (0.1, 0.4, 1, 2, 8)}}},
+    "augmented, epochs=80": {"methods": FOUR, "augment": True, "epochs": 80},
+    "variants": {"methods": VARIANTS},
+    "alpha": {"methods": {"none": None, **ALPHA}},
     "n=500": {"methods": FOUR, "n": 500},
     "n=4000": {"methods": FOUR, "n": 4000},
     "epochs=20": {"methods": FOUR, "epochs": 20},
     "epochs=80": {"methods": FOUR, "epochs": 80},
-    "noise=0.2": {"methods": FOUR, "noise": 0.2},
-    "noise=0.4": {"methods": FOUR, "noise": 0.4},
+    "noise=0.2": {"methods": NOISY, "noise": 0.2},
+    "noise=0.4": {"methods": NOISY, "noise": 0.4},
+    "tail=20": {"methods": FOUR, "tail": 20},
+    "tail=20, weights": {"methods": FOUR, "tail": 20, "weights": True},
 }
 
 

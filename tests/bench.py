@@ -1,6 +1,6 @@
 """What mixing costs, beside what memory allows and beside whichever of fastai, torchvision, timm, kornia are installed.
 
-    python tests/bench.py [--rounds 40] [--threads 1] [--only mixing,loss]
+    python tests/bench.py [--rounds 40] [--threads 1] [--device cuda] [--only mixing,loss]
 
 All contenders of a row are timed in the same rounds, each round in another order; medians are shown as multiples of the
 first column's, ratios of minima in parentheses. What goes over its goal is marked with "!" and listed at the end. Who
@@ -30,7 +30,7 @@ from fastai.callback.progress import ProgressCallback
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner, Recorder
 from fastai.losses import CrossEntropyLossFlat
-from fastai.torch_core import TensorCategory, TensorImage
+from fastai.torch_core import TensorCategory, TensorImage, default_device
 from torch import nn
 
 from mixaug import CutMix, FMix, MixUp, OneOf, ResizeMix, blend, sample_partner
@@ -49,6 +49,8 @@ def timed(f, calls):
     start = time.perf_counter()
     for _ in range(calls):
         f()
+    if torch.get_default_device().type == "cuda":  # which goes on by itself
+        torch.cuda.synchronize()
     return (time.perf_counter() - start) / calls
 
 
@@ -254,7 +256,8 @@ def hidden(rounds):
 
 
 def layers(shape):
-    h, grad, partner, w = torch.randn(shape, requires_grad=True), torch.randn(shape), sample_partner(64), torch.rand(64)
+    h, grad, w = torch.randn(shape, requires_grad=True), torch.randn(shape), torch.rand(64)
+    partner = sample_partner(64, h.device)
     weight = w.view(64, *[1] * (len(shape) - 1))
     return {
         "lerp(h[partner], h, w)": functools.partial(there_and_back, h, lambda: torch.lerp(h[partner], h, weight), grad),
@@ -327,14 +330,18 @@ def main(*args):
     parser = argparse.ArgumentParser(description="Time mixing beside its limit and other libraries.")
     parser.add_argument("--rounds", type=int, default=40, help="rounds in which all contenders of a row are timed")
     parser.add_argument("--threads", type=int, default=1, help="torch's threads")
+    parser.add_argument("--device", default="cpu", help="cpu, or cuda for a GPU")
     parser.add_argument("--only", default=",".join(TABLES), help="tables, by name: " + ", ".join(TABLES))
     options = parser.parse_args(args)
     threads = torch.get_num_threads()
     torch.set_num_threads(options.threads)
+    torch.set_default_device(options.device)
+    default_device(options.device != "cpu")  # of fastai
     random.seed(0)
     torch.manual_seed(0)
     used = ", ".join(f"{name} {version(name)}" for name in ("torch", "fastai", *PEERS))
-    print(f"{platform.machine()}, {options.threads} thread(s), Python {platform.python_version()}, {used}\n")
+    where = torch.cuda.get_device_name() if options.device == "cuda" else f"{options.threads} thread(s)"
+    print(f"{platform.machine()}, {where}, Python {platform.python_version()}, {used}\n")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for name in options.only.split(","):
