@@ -128,7 +128,7 @@ def test_a_folder_is_trained_as_fastai_would_and_read_when_it_is_needed(folder, 
     assert len(set(opened)) < 2  # fastai tries its pipeline
     opened.clear()
     assert (len(dls.train_ds), len(dls.valid_ds), dls.vocab, learn.loss_func.axis) == (16, 4, ["cat", "dog"], -1)
-    x, y = dls.valid.one_batch()
+    x, y = (t.cpu() for t in dls.valid.one_batch())
     assert len(set(opened)) == 4
     assert isinstance(x, TensorImage)
     assert x.shape == (4, 3, 16, 16)

@@ -833,6 +833,7 @@ def test_an_interrupt_while_hooks_are_registered_leaves_none(monkeypatch):
 
 def test_a_model_that_splits_batches_over_devices_raises_value_error():
     model = nn.DataParallel(cnn())
+    model.device_ids = []
     learner(ManifoldMixup(8), model=model).fit(1)  # without devices it is the model itself
     model.device_ids = [0, 1]
     with pytest.raises(ValueError, match=r"DataParallel.*accelerate.*MixUp"):
