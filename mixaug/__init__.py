@@ -22,7 +22,16 @@ if Path(sys.argv[0] if sys.argv else "").stem not in ("mixaug", "-m"):
     from .loss import MixUpLoss, mixed_loss
     from .methods.average import CMixup, MixUp
     from .methods.cut import CutMix, box_mask
-    from .methods.cut_variants import FMix, ResizeMix, SaliencyMix, fourier_mask, paste_mask, saliency_peak
+    from .methods.cut_variants import (
+        RICAP,
+        FMix,
+        Mosaic,
+        ResizeMix,
+        SaliencyMix,
+        fourier_mask,
+        paste_mask,
+        saliency_peak,
+    )
     from .methods.hidden import ManifoldMixup
     from .methods.one_of import OneOf, choose
     from .methods.output import OutputMixup
@@ -31,9 +40,11 @@ if Path(sys.argv[0] if sys.argv else "").stem not in ("mixaug", "-m"):
     from .mix import Mix, blend
     from .pairing import sample_partner_by, target_similarity
     from .show import plot_lam
+    from .targets import remix
 
 __version__ = "0.1.0"
 __all__ = [
+    "RICAP",
     "CMixup",
     "CutMix",
     "FMix",
@@ -44,6 +55,7 @@ __all__ = [
     "MixUpLoss",
     "MixedBatch",
     "MixedMetric",
+    "Mosaic",
     "OneOf",
     "OutputMixup",
     "PatchUp",
@@ -59,6 +71,7 @@ __all__ = [
     "mixed_loss",
     "paste_mask",
     "plot_lam",
+    "remix",
     "saliency_peak",
     "sample_lam",
     "sample_partner",

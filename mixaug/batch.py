@@ -2,13 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from .loss import examine, mixed_loss
-from .mix import Mix, like, map_tensors, tensors
+from .mix import Mix
+from .nests import like, map_tensors, map_with, tensors
 from .targets import each, is_changed, mixed_inputs, mixed_targets, rule_for
 from .torch_private import no_subclass
 
@@ -28,8 +30,8 @@ class MixedBatch:
     Args:
         xb: Inputs for the model.
         yb: Targets for the loss.
-        yb1: Each sample's partner's targets.
-        lam: Mixing coefficients ``(B,)``.
+        yb1: Each sample's partner's targets; those of k - 1 partners ``(k - 1, B, ...)`` in mixes of k > 2 samples.
+        lam: Mixing coefficients of the targets, ``(B,)``; ``(B, k)`` in mixes of k > 2 samples.
         rules: What became of each target: ``"loss"`` (left as it is, the losses of both targets are combined),
             ``"average"`` (by lam), ``"mask"`` (position by position), ``"keep"`` (left as it is, for both losses) or a
             function.
@@ -38,6 +40,7 @@ class MixedBatch:
         mix: The draw that all of this follows; None if the batch is left as it is.
         original: Targets before mixing.
         loss_func: The loss to combine.
+        source: Inputs and targets that partners are taken from, a tuple; None: those of the batch.
     """
 
     xb: tuple
@@ -50,6 +53,7 @@ class MixedBatch:
     mix: Mix | None
     original: tuple
     loss_func: Callable
+    source: tuple | None = None
 
     def loss(self, pred: Any, *yb: Any, loss_func: Callable | None = None) -> Tensor:
         """Return the loss of the mixed batch: lam · L(pred, yb) + (1 - lam) · L(pred, yb1) where losses are combined.
@@ -62,9 +66,14 @@ class MixedBatch:
         loss_func, yb = loss_func or self.loss_func, yb or self.yb
         if self.mix is None or "loss" not in self.rules:
             return loss_func(pred, *yb)
-        both = zip(yb, self.yb1, self.rules, strict=True)
-        yb1 = tuple(like(y, y1) if rule == "loss" else y for y, y1, rule in both)
+        yb1 = self._partners(yb, [rule == "loss" for rule in self.rules])
         return mixed_loss(loss_func, pred, yb, yb1, self.lam[:1] if self.one_lam else self.lam)
+
+    def _partners(self, yb: tuple, differ: list[bool]) -> tuple:
+        """Return the partners' targets, or those of the batch where they do not differ."""
+        shape = () if self.lam.ndim == 1 else (self.lam.shape[1] - 1,)
+        each = zip(yb, self.yb1, differ, strict=True)
+        return tuple(like(y, y1) if other else y.expand(*shape, *y.shape) for y, y1, other in each)
 
     def check(self, yb: tuple, loss_func: Callable) -> None:
         """Raise an error if a callback after the mixing changed targets or loss too much."""
@@ -88,8 +97,7 @@ class MixedBatch:
 
     def partners_for_metrics(self, yb: tuple) -> tuple:
         """Return the partners' targets as metrics see them: those of the batch where both have the same."""
-        each = zip(yb, self.yb1, self.rules, strict=True)
-        return tuple(y if rule == "keep" or self._is_cut(rule) else y1 for y, y1, rule in each)
+        return self._partners(yb, [not (rule == "keep" or self._is_cut(rule)) for rule in self.rules])
 
     def _is_cut(self, rule: Any) -> bool:
         return rule == "mask" and self.mix is not None and self.mix.mask.dtype == torch.bool
@@ -101,8 +109,24 @@ class MixedBatch:
         rules = tuple(
             rule_for(y, said, mix, method, self.loss_func) if said == "mask" else rule for y, said, rule in given
         )
-        yb = mixed_targets(self.original, rules, mix, self.loss_func)
-        return replace(self, mix=mix, lam=mix.lam, rules=rules, yb=yb)
+        lam = lam_of_targets(method, mix, self.original, self.yb1)
+        yb = mixed_targets(self.original, rules, mix, lam, self.loss_func)
+        return replace(self, mix=mix, lam=lam, rules=rules, yb=yb)
+
+
+def lam_of_targets(method: Any, mix: Mix, yb: tuple, yb1: tuple) -> Tensor:
+    """Return the mixing coefficients of the targets: the mix's, or what the method's `lam_targets` makes of them."""
+    if method.lam_targets is None:
+        return mix.lam
+    if not yb:
+        raise ValueError("Expected targets to choose their coefficients by lam_targets, got none")
+    lam = method.lam_targets(mix, yb[0], yb1[0])
+    if not isinstance(lam, Tensor) or lam.shape != mix.lam.shape:
+        shape = getattr(lam, "shape", lam)
+        raise ValueError(f"Expected coefficients {tuple(mix.lam.shape)} from lam_targets, got {shape}")
+    if lam.is_cpu and not torch.compiler.is_compiling() and not ((lam >= 0) & (lam <= 1)).all():
+        raise ValueError(f"Expected coefficients from 0 to 1 from lam_targets, got {lam.min():.3g} to {lam.max():.3g}")
+    return lam
 
 
 def mix_batch(
@@ -142,7 +166,7 @@ def mix_batch(
     with no_subclass():
         while method is not None and method._chooses:
             method = method._pick()
-        x = found[0]
+        x, source = found[0], None
         if method is not None:
             in_rules = each("inputs", method.inputs, xb)
             kinds = [type(y).__name__ for y in yb if not isinstance(y, Tensor)]
@@ -152,12 +176,17 @@ def mix_batch(
                 )
             cut = tensors([x for x, rule in zip(xb, in_rules, strict=True) if rule != "keep"])
             x = next((t for t in cut if method.spatial_size(t)), x)
-            if mix is None and len(x) > 1:
-                method._drawn_for = yb, loss_func
+            if mix is None:
+                source = method._next_partners(xb, yb)
+            elif method.partners is not None:
+                raise ValueError("mix must be None for partners from elsewhere, which are others in each batch")
+            if mix is None and (len(x) > 1 or source):
+                of_x = source and next(s for t, s in zip(tensors(xb), tensors(source[0]), strict=True) if t is x)
+                method._drawn_for = yb, loss_func, of_x
                 try:
                     mix = method.draw(x)
                 finally:
-                    method._drawn_for = (), None
+                    method._drawn_for = (), None, None
         if mix is None or method is None:
             lam = torch.ones(len(x), device=x.device)
             return MixedBatch(xb, yb, yb, lam, ("loss",) * len(yb), False, method, None, yb, loss_func)
@@ -176,10 +205,17 @@ def mix_batch(
         if method.clean:
             mix, one_lam = mix if whole else mix.after_clean(), False
             xb, yb = map_tensors(lambda t: like(t, torch.cat([t, t])) if t.ndim else t, (xb, yb))
-        yb1 = tuple(map(mix.partners, yb))
+        xs, ys = source or ((), ())
+        # Partners that have no targets need none
+        yb1 = yb if source and not ys else tuple(map(mix.partners, yb, ys or repeat(None)))
+        lam = lam_of_targets(method, mix, yb, yb1)
+        one_lam = one_lam and method.lam_targets is None
         if method.stack_x:
-            xb = (*xb, *map_tensors(lambda t: mix.partners(t) if t.ndim else t, xb), mix.lam)
+            partners = map_with(lambda t, s: mix.partners(t, s) if t.ndim else t, xb, source and xs)
+            xb = (*xb, *partners, mix.lam)
         elif method._mixes_input:
-            xb = mixed_inputs(xb, in_rules, mix)
-        mixed_yb = mixed_targets(yb, rules, mix, loss_func)
-        return MixedBatch(xb, mixed_yb, yb1, mix.lam, rules, one_lam, method, mix, yb, loss_func)
+            xb = mixed_inputs(xb, in_rules, mix, xs)
+        mixed_yb = mixed_targets(yb, rules, mix, lam, loss_func, ys)
+        return MixedBatch(
+            xb, mixed_yb, yb1, lam, rules, one_lam, method, mix, yb, loss_func, source and (*xs, *(ys or yb))
+        )

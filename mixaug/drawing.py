@@ -8,11 +8,16 @@ from fastai.torch_core import rank_distrib
 from torch import Tensor
 from torch.distributions import Beta
 
-from .draw import new_rng, sample_lam, sample_partner
+from .draw import new_rng, sample_lam, sample_partner, send
 from .lifecycle import OnOneLearner
 from .mix import Mix
-from .options import Schedule, alpha_now, moment, prob_now, schedule_or, shown
+from .options import LabelLam, Schedule, alpha_now, moment, prob_now, schedule_or, shown
 from .pairing import sample_partner_by_targets
+from .sources import Source
+
+
+def _has_function(rules: Any) -> bool:
+    return any(map(callable, rules if isinstance(rules, tuple) else (rules,)))
 
 
 class Drawing(OnOneLearner):
@@ -26,8 +31,16 @@ class Drawing(OnOneLearner):
     pair: Any
     seed: int | None
     spatial_dims: int | None
+    targets: Any
+    inputs: Any
+    clean: bool
+    _mixes_input: bool
+    partners: Any = None
+    lam_targets: LabelLam | None = None
+    _source: Source | None = None  # of partners that are not in the batch
     _rng: np.random.Generator | None = None
-    _drawn_for: tuple[tuple, Any] = (), None  # how `draw(x)`, whose signature is public, sees targets and loss
+    # How `draw(x)`, whose signature is public, sees targets, loss, and what partners are taken from if it is not x
+    _drawn_for: tuple[tuple, Any, Tensor | None] = (), None, None
 
     def _set_times(
         self, alpha: float | Schedule, prob: float | Schedule, start: int | float | None, stop: int | float | None
@@ -52,14 +65,32 @@ class Drawing(OnOneLearner):
 
     def draw_partner(self, x: Tensor) -> Tensor:
         """Draw the partner of each sample of `x`, ``(B,)``, on its device."""
+        source = self._drawn_for[2]
+        if source is not None:
+            order = self.rng.permutation(len(source))  # from the first again, if there are fewer
+            return send(torch.from_numpy(np.resize(order, len(x))), x.device)
         if self.pair is None:
             return sample_partner(len(x), x.device, rng=self.rng)
         return sample_partner_by_targets(self.pair, self._drawn_for[0], len(x), self.rng)
 
+    def _set_source(self, partners: Any) -> None:
+        """Take partners from elsewhere; ValueError if something else wants them in the batch."""
+        self._source = Source(partners)
+        wanted = {"pair": self.pair is not None,
+                  type(self).__name__: type(self).draw_partner is not Drawing.draw_partner or not self._mixes_input,
+                  "clean": self.clean, "functions in targets": _has_function(self.targets),
+                  "functions in inputs": _has_function(self.inputs)}  # fmt: skip
+        if found := [name for name, given in wanted.items() if given]:
+            raise ValueError(f"partners from elsewhere cannot go with {', '.join(found)}: these need them in the batch")
+
+    def _next_partners(self, xb: tuple, yb: tuple) -> tuple[tuple, tuple] | None:
+        """Return inputs and targets that the partners of a batch are taken from; None: from the batch."""
+        rules = self.targets if isinstance(self.targets, tuple) else (self.targets,)
+        return self._source and self._source.next(xb, yb, set(rules) != {"keep"})
+
     def draw_lam(self, x: Tensor, device: torch.device | str | None = None) -> Tensor:
         """Draw the mixing coefficient of each sample of `x`, ``(B,)``, on its device or the one that is given."""
-        alpha: Any = self._scheduled_alpha() if callable(self.alpha) else self.alpha
-        return sample_lam(alpha, len(x), self.fold, device or x.device, rng=self.rng)
+        return sample_lam(self._alpha_now(), len(x), self.fold, device or x.device, rng=self.rng)
 
     @property
     def rng(self) -> np.random.Generator:
@@ -72,8 +103,11 @@ class Drawing(OnOneLearner):
     @property
     def distrib(self) -> Beta:
         """torch's Beta(alpha, alpha), for subclasses written for fastai; mixaug draws from `rng`."""
-        alpha = torch.tensor(self._scheduled_alpha() if callable(self.alpha) else self.alpha)
+        alpha = torch.tensor(self._alpha_now())
         return Beta(alpha, alpha)
+
+    def _alpha_now(self) -> Any:
+        return self._scheduled_alpha() if callable(self.alpha) else self.alpha
 
     def _check_alpha(self) -> None:
         if schedule_or(alpha_now, self.alpha) == 0:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .graph import descends, functions, path_around
-from .mix import map_tensors, tensors
+from .nests import map_tensors, tensors
 from .trial import Trial
 
 REMEDY = (

@@ -1,12 +1,10 @@
 """`MixHandler`: the flow of a batch through a mixing callback."""
 
 import operator
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, Literal
 
-from fastai.learner import Learner
 from torch import Tensor
 
 from .batch import MixedBatch, mix_batch
@@ -16,13 +14,14 @@ from .loss import MixUpLoss, mixed_loss
 from .mix import Mix
 from .options import (
     InputRule,
+    LabelLam,
     Pairing,
     Rule,
     Schedule,
     call_of,
     flag,
-    number,
     rules,
+    whole,
 )
 from .passes import PART, Passes, watch
 from .verify import verify_loss
@@ -65,6 +64,10 @@ class MixHandler(Drawing):
         clean: Train on the unmixed batch too, in front of the mixed one (https://arxiv.org/abs/2206.14502).
         pair: Partners of the "same" or an "other" class, or a function of the targets ``(B, ...)`` to weights
             ``(B, B)``; partners are drawn in proportion to them. None: any partner.
+        partners: Where partners are taken from: a loader or another iterable of batches, again and again, or the
+            "last" batch. None: the batch. With ``targets="keep"`` these batches need no targets.
+        lam_targets: A function of the mix, the first target and its partners' that returns the coefficients of the
+            targets, as `remix` gives one. None: those of the mix.
         seed: Seed of the callback's random generator, >= 0; later fits go on where it is. None: each fit takes a seed
             from torch's global generator.
 
@@ -79,13 +82,13 @@ class MixHandler(Drawing):
     run_valid = False
     _mixes_input = True  # False: a hidden layer or the prediction is mixed
     _needs_average = False  # whether lam always differs between samples, for which the loss must be an average
+    _k = 2  # samples in a mix
     _chooses = False  # whether it chooses one of several methods for each batch
     mix: Mix | None = None
     lam: Any = None
     yb1: Any = None
     _cuts = False  # whether it replaces parts of samples, where points may be
     _mixed: MixedBatch | None = None
-    _warned: tuple[str, ...] = ()
     _passes: Any = None
     _other_targets: Any = None  # calls of the loss that have others
     _watched: Any = None  # the model
@@ -108,12 +111,12 @@ class MixHandler(Drawing):
         spatial_dims: int | None = None,
         clean: bool = False,
         pair: Literal["same", "other"] | Pairing | None = None,
+        partners: Iterable | Literal["last"] | None = None,
+        lam_targets: LabelLam | None = None,
         seed: int | None = None,
     ):
         self._set_times(alpha, prob, start, stop)
-        if seed is not None:
-            number("seed", seed, lambda s: s >= 0 and s.is_integer(), "a whole number >= 0")
-            seed = int(seed)
+        seed = None if seed is None else whole("seed", seed, 0)
         if clean and stack_x:
             raise ValueError("clean and stack_x cannot both be True")
         if not (pair is None or callable(pair) or pair in ("same", "other")):
@@ -122,7 +125,7 @@ class MixHandler(Drawing):
         self.stack_x, self.clean = flag("stack_x", stack_x), flag("clean", clean)
         self._stack_y = None if stack_y is None else flag("stack_y", stack_y)
         self.pair, self.seed = pair, seed
-        self.targets = rules("targets", targets, ("loss", "average", "mask", "keep"))
+        self.targets = rules("targets", targets, ("loss", "average", "mask", "union", "keep"))
         if targets is not None and stack_y is not None:
             raise ValueError("targets and stack_y cannot both be given: stack_y is a short form of targets")
         self.inputs = rules("inputs", inputs, ("mix", "keep"))
@@ -130,27 +133,17 @@ class MixHandler(Drawing):
             raise ValueError("inputs and stack_x cannot both be given: with stack_x the model mixes its inputs")
         if inputs == "keep" or (isinstance(self.inputs, tuple) and set(self.inputs) == {"keep"}):
             raise ValueError(f"inputs must have one that is mixed, got {inputs!r}. Use prob=0 to disable mixing")
-        if spatial_dims is not None:
-            number("spatial_dims", spatial_dims, lambda k: k >= 1 and k.is_integer(), "a whole number >= 1")
-            spatial_dims = int(spatial_dims)
-        self.spatial_dims = spatial_dims
-        self._needs_average = self._needs_average or self.clean
+        self.spatial_dims = None if spatial_dims is None else whole("spatial_dims", spatial_dims, 1)
+        if not (lam_targets is None or callable(lam_targets)):
+            raise TypeError(f"lam_targets must be a function (mix, y, y1), got {lam_targets!r}")
+        self.partners, self.lam_targets = partners, lam_targets
+        if partners is not None:
+            self._set_source(partners)
+        self._needs_average = self._needs_average or self.clean or lam_targets is not None
 
     def __repr__(self) -> str:
         """Return the call that makes this method, with every option that is not the default."""
         return call_of(self, "alpha", {"stack_y": self._stack_y})
-
-    @property
-    def name(self) -> str:
-        """The learner's attribute for this callback: fastai's, but never one that hides a method of `Learner`."""
-        name = super().name
-        return f"{name}_cb" if hasattr(Learner, name) else name
-
-    def _warn_once(self, message: str) -> None:
-        """Warn once a fit."""
-        if message not in self._warned:
-            self._warned = (*self._warned, message)
-            warnings.warn(message, stacklevel=2)
 
     # The flow of a batch
 
@@ -159,6 +152,8 @@ class MixHandler(Drawing):
         self._checked, self._verified, self._warned, self._other_targets = True, False, (), set()
         self._restore_learner()
         self._check_alpha()
+        if self._source:
+            self._source.restart()
         if not self._has_time():
             n = self.learn.n_epoch
             self._warn_once(f"{self} mixes nothing in this fit of {n} epoch{'s' * (n > 1)}: see start and stop")

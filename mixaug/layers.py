@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from .exchange import REMEDY, Exchange, Place
-from .mix import tensors
+from .nests import tensors
 from .torch_private import unwrapped
 from .trial import padded
 

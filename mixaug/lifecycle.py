@@ -5,6 +5,7 @@ A mixing callback changes two things of a learner while it trains: its loss func
 """
 
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial, wraps
 from operator import attrgetter
@@ -24,6 +25,7 @@ class OnOneLearner(Callback):
     _learn: Any = None
     _run = True
     _checked = False  # by before_fit, for this learner
+    _warned: tuple[str, ...] = ()
 
     def _restore_learner(self) -> None:
         """Undo what training changed in the learner."""
@@ -43,6 +45,18 @@ class OnOneLearner(Callback):
         self._run = run
         if not run:
             self._restore_learner()
+
+    @property
+    def name(self) -> str:
+        """The learner's attribute for this callback: fastai's, but never one that hides a method of `Learner`."""
+        name = super().name
+        return f"{name}_cb" if hasattr(Learner, name) else name
+
+    def _warn_once(self, message: str) -> None:
+        """Warn once a fit."""
+        if message not in self._warned:
+            self._warned = (*self._warned, message)
+            warnings.warn(message, stacklevel=2)
 
     learn: Any = property(attrgetter("_learn"), lambda self, learn: self._move_to(learn))
     run: Any = property(attrgetter("_run"), lambda self, run: self._switch(run))

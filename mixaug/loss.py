@@ -93,9 +93,9 @@ def mixed_loss(
         loss_func: The loss L. It is never changed: unreduced values come from a copy.
         pred: Prediction.
         yb: Targets of the samples.
-        yb1: Targets of their partners.
+        yb1: Targets of their partners, each with k - 1 partners ``(k - 1, B, ...)`` for a mix of k > 2 samples.
         lam: Mixing coefficients. One combines the two values of any loss; ``(B,)`` combine the unreduced values sample
-            by sample, for a loss that `mixaug.loss.is_average` knows.
+            by sample, for a loss that `mixaug.loss.is_average` knows. Likewise ``(1, k)`` and ``(B, k)``.
 
     Raises:
         ValueError: If there is a lam for each sample and the loss is not known to be an average, or its unreduced
@@ -105,14 +105,15 @@ def mixed_loss(
     >>> mixed_loss(torch.nn.functional.cross_entropy, pred, [y], [y1], torch.tensor([0.75]))
     tensor(0.6269)
     """
-    if lam.is_cpu and not torch.compiler.is_compiling() and bool((lam == 1).all()):
-        return loss_func(pred, *yb)
     lam = lam.to(torch.promote_types(lam.dtype, torch.float32))  # half precision cannot count the pixels of a mask
-    if lam.numel() == 1:
-        lam = lam.view(())
-        partner = loss_func(pred, *yb1)
-        original = loss_func(pred, *yb)  # last, so that what a loss logs of its call is the original's
-        return lam * original + (1 - lam) * partner
+    two = lam.ndim < 2
+    weights = torch.stack([lam.view(-1), 1 - lam.view(-1)]) if two else lam.T  # (k, B)
+    if lam.is_cpu and not torch.compiler.is_compiling() and bool((weights[0] == 1).all()):
+        return loss_func(pred, *yb)
+    given = [yb, *([yb1] if two else zip(*yb1, strict=True))]
+    if weights.shape[1] == 1:
+        values = [loss_func(pred, *y) for y in reversed(given)]  # what a loss logs of its last call is the original's
+        return torch.stack([w * value for w, value in zip(weights.flatten(), reversed(values), strict=True)]).sum(0)
     kind, options, average = examine(loss_func)
     reduction = options.get("reduction", "mean")
     if not average:
@@ -120,36 +121,36 @@ def mixed_loss(
             "Expected a loss that is known to be an average (see mixaug.loss.is_average) for a lam of each sample, "
             f"got {loss_func}. Give one lam for the batch (lam[:1]), as methods with per_sample=False do"
         )
-    n, flat = len(lam), isinstance(loss_func, BaseLoss)
+    k, n, flat = *weights.shape, isinstance(loss_func, BaseLoss)
     by_class = kind in _BY_CLASS and not yb[0].is_floating_point()
     plain = not options.get("label_smoothing") and (not flat or (loss_func.flatten and loss_func.is_2d))
     with no_subclass():
         if by_class and plain and kind in _CROSS_ENTROPY:
-            # Both targets share the softmax; the rest of the loss is computed for each
-            given = {name: options[name] for name in ("weight", "ignore_index") if name in options}
-            values_of, axis = partial(F.nll_loss, reduction="none", **given), min(1, pred.ndim - 1)
+            # All targets share the softmax; the rest of the loss is computed for each
+            kept = {name: options[name] for name in ("weight", "ignore_index") if name in options}
+            values_of, axis = partial(F.nll_loss, reduction="none", **kept), min(1, pred.ndim - 1)
             if flat:
                 copied: Any = copy(loss_func)
                 copied.func, values_of, axis = values_of, copied, copied.axis
             pred = F.log_softmax(pred, axis)
         else:
             values_of = _copy_with(loss_func, reduction="none")
-        partner, original = values_of(pred, *yb1), values_of(pred, *yb)
-        if original.shape != partner.shape or original.numel() == 0 or original.numel() % n:
+        values = [values_of(pred, *y) for y in reversed(given)][::-1]
+        original, shapes = values[0], [tuple(value.shape) for value in values]
+        if len(set(shapes)) > 1 or original.numel() == 0 or original.numel() % n:
             raise ValueError(
                 f"Expected as many values of {loss_func} with reduction='none' for each of {n} samples, got shapes "
-                f"{tuple(original.shape)} and {tuple(partner.shape)}. Use per_sample=False"
+                f"{' and '.join(map(str, shapes))}. Use per_sample=False"
             )
-        weights: Any = ()
+        counts: Any = ()
         weighted = by_class and reduction == "mean"  # by the class weights of the targets, 0 where they are ignored
         if weighted:
-            y = torch.stack([yb[0], yb1[0]]).long()
-            weights, weight = y != options.get("ignore_index", -100), options.get("weight")
-            weights = weights if weight is None else weight[y.masked_fill(~weights, 0)] * weights
+            y = torch.stack([targets[0] for targets in given]).long()
+            counts, weight = y != options.get("ignore_index", -100), options.get("weight")
+            counts = counts if weight is None else weight[y.masked_fill(~counts, 0)] * counts
         # Flat losses reorder the positions in a sample, never the samples
-        rows = [row.reshape(n, -1) for row in (original, partner, *weights)]
-        rows = torch.stack(rows).view(-1, 2, n, original.numel() // n)
-        rows = torch.stack([lam, 1 - lam]).view(2, n, 1) * rows
+        rows = [row.reshape(n, -1) for row in (*values, *counts)]
+        rows = weights[..., None] * torch.stack(rows).view(-1, k, n, original.numel() // n)
         if reduction == "none":
             return rows[0].sum(0).view_as(original)
         total, *count = rows.flatten(1).sum(1)

@@ -11,7 +11,7 @@ from fastcore.basics import noop
 from torch import Tensor
 
 from .lifecycle import mixing_callbacks
-from .mix import map_tensors
+from .nests import map_tensors
 
 
 class MixedMetric(Metric):
@@ -19,7 +19,7 @@ class MixedMetric(Metric):
 
     For ``learn.recorder.train_metrics = True``: plain metrics compare the prediction for a mixed sample with its
     original target alone. A function (or `AvgMetric`) is weighted sample by sample. Any other metric is accumulated
-    twice, for the original targets and for the partners', and both values are weighted by the mean lam. If nothing is
+    for the original targets and for the partners', and the values are weighted by the mean lam. If nothing is
     mixed, it is the plain metric. A segmentation mask that was cut like the input counts as it was cut. A pickle is the
     plain metric, so that the export of a learner opens where mixaug is not installed.
 
@@ -33,7 +33,7 @@ class MixedMetric(Metric):
 
     def __init__(self, metric: Callable | Metric):
         self.original: Any = mk_metric(metric)
-        self.partners = deepcopy(self.original)
+        self._begin()
 
     def __reduce_ex__(self, protocol: Any) -> tuple:
         return noop, (self.original,)
@@ -46,43 +46,50 @@ class MixedMetric(Metric):
     def reset(self) -> None:
         """Begin an epoch."""
         self.original.reset()
-        self.partners.reset()
-        self.lam, self.count = 0.0, 0
+        self._begin()
+
+    def _begin(self) -> None:
+        self.parts = [self.original, deepcopy(self.original)]  # of the samples of a mix
+        self.weights, self.count = [0.0, 0.0], 0
 
     def accumulate(self, learn: Any) -> None:
         """Count a batch."""
         n, yb = find_bs(learn.yb), learn.yb
         mixer: Any = next(iter(mixing_callbacks(learn)), None)
-        lam, yb1 = torch.ones(n), yb
+        weights, targets = torch.ones(1, n), [yb]
         if learn.training and mixer is not None and mixer.run and mixer.yb1 is not None:
-            lam, yb1, mixed = mixer.lam.expand(n), mixer.yb1, mixer._mixed
-            if mixed is not None:
-                yb1 = mixed.partners_for_metrics(yb)
+            lam, mixed = mixer.lam, mixer._mixed
+            yb1 = mixer.yb1 if mixed is None else mixed.partners_for_metrics(yb)
+            two = lam.ndim < 2
+            weights = torch.stack([lam.expand(n), 1 - lam.expand(n)]) if two else lam.T
+            targets += [yb1] if two else zip(*yb1, strict=True)
         self.count += n
-        if yb1 is not yb and isinstance(self.original, AvgMetric):
-            self.lam += n
+        if len(targets) > 1 and isinstance(self.original, AvgMetric):
+            self.weights[0] += n
             self.original.count += n
-            self.original.total += sum(self._of_sample(i, learn.pred, yb, yb1, lam[i]) for i in range(n))
+            self.original.total += sum(self._of_sample(i, learn.pred, targets, weights[:, i]) for i in range(n))
             return
-        self.lam += lam.sum().item()
-        self.original.accumulate(learn)
+        while len(self.parts) < len(targets):
+            self.parts.append(deepcopy(self.parts[-1]))
+            self.weights.append(0.0)
         try:
-            learn.yb = yb1
-            self.partners.accumulate(learn)
+            for k, part in enumerate(self.parts):
+                self.weights[k] += weights[k].sum().item() if k < len(weights) else 0.0
+                learn.yb = targets[min(k, len(targets) - 1)]
+                part.accumulate(learn)
         finally:
             learn.yb = yb
 
-    def _of_sample(self, i: int, pred: Any, yb: Any, yb1: Any, lam: Tensor) -> Any:
-        pred, yb, yb1 = map_tensors(lambda t: t[i : i + 1] if t.ndim else t, (pred, tuple(yb), yb1))
-        return to_detach(lam * self.original.func(pred, *yb) + (1 - lam) * self.original.func(pred, *yb1))
+    def _of_sample(self, i: int, pred: Any, targets: Any, weights: Tensor) -> Any:
+        pred, *targets = map_tensors(lambda t: t[i : i + 1] if t.ndim else t, (pred, *map(tuple, targets)))
+        return to_detach(sum(w * self.original.func(pred, *yb) for w, yb in zip(weights, targets, strict=True)))
 
     @property
     def value(self) -> Any:
         """The metric over the batches so far."""
-        if self.lam == self.count:
+        if self.weights[0] == self.count:
             return self.original.value
-        lam = self.lam / self.count
-        return lam * self.original.value + (1 - lam) * self.partners.value
+        return sum(w / self.count * part.value for w, part in zip(self.weights, self.parts, strict=True))
 
     @property
     def name(self) -> str:

@@ -1,21 +1,22 @@
 """`Mix`: the pairing and the mask of one batch, and functions to apply them."""
 
 import math
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
-from copy import copy, deepcopy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from operator import floordiv
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .nests import like
 from .torch_private import no_subclass
 
 
-def blend(x: Tensor, partner: Tensor, mask: Tensor, source_index: Sequence[Tensor] = ()) -> Tensor:
+def blend(
+    x: Tensor, partner: Tensor, mask: Tensor, source_index: Sequence[Tensor] = (), source: Tensor | None = None
+) -> Tensor:
     """Mix each sample of `x` with its partner, and return the result as a new tensor.
 
     Args:
@@ -25,6 +26,7 @@ def blend(x: Tensor, partner: Tensor, mask: Tensor, source_index: Sequence[Tenso
             float mask averages.
         source_index: For each axis of `size`, indices ``(B, length)``: the position of the partner that is used at each
             position.
+        source: Samples ``(M, ..., *size)`` that `partner` is an index into; None: `x`.
 
     Raises:
         TypeError: If integers would be averaged.
@@ -57,9 +59,10 @@ def blend(x: Tensor, partner: Tensor, mask: Tensor, source_index: Sequence[Tenso
             )
         mask = mask if is_bool else mask.to(x.dtype)
         # In place on the partners, unless autograd or a compiler needs them
-        in_place = not (x.requires_grad or torch.compiler.is_compiling())
+        source = x if source is None else source
+        in_place = not (x.requires_grad or source.requires_grad or torch.compiler.is_compiling())
 
-        other = _partners(x, partner, source_index, in_place)
+        other = take(source, partner, source_index, in_place)
         try:
             if is_bool:
                 return like(x, torch.where(mask, x, other, out=other) if in_place else torch.where(mask, x, other))
@@ -75,68 +78,21 @@ def blend(x: Tensor, partner: Tensor, mask: Tensor, source_index: Sequence[Tenso
         except RuntimeError:  # forward-mode AD or vmap: no operation in place, no look at values
             pass
         if in_place:  # it was written to
-            other = _partners(x, partner, source_index, False)
+            other = take(source, partner, source_index)
         if is_bool:
             return like(x, torch.where(mask, x, other))
         return like(x, x.masked_fill(mask == 0, 0) * mask + other.masked_fill(mask == 1, 0) * (1 - mask))
 
 
-def _partners(x: Tensor, partner: Tensor, source_index: Sequence[Tensor], in_place: bool) -> Tensor:
-    """Return what each sample is mixed with, as a new tensor."""
+def take(x: Tensor, partner: Tensor, source_index: Sequence[Tensor] = (), in_place: bool = False) -> Tensor:
+    """Return what each sample is mixed with, as a new tensor; of samples ``(M, ..., *size)``."""
     if x.is_contiguous() or not in_place:
         other = x.index_select(0, partner) if x.is_contiguous() else x[partner]
     else:
         other = torch.index_select(x, 0, partner, out=torch.empty_like(x))  # in the memory format of x
     for axis, index in enumerate(source_index, x.ndim - len(source_index)):
-        other = other.take_along_dim(index.view(len(x), *[1] * (axis - 1), -1, *[1] * (x.ndim - 1 - axis)), axis)
+        other = other.take_along_dim(index.view(len(index), *[1] * (axis - 1), -1, *[1] * (x.ndim - 1 - axis)), axis)
     return other
-
-
-def like(x: Tensor, t: Tensor) -> Tensor:
-    """Return `t` with the tensor subclass of `x` and copies of its attributes."""
-    if type(x) is not type(t):
-        t = super(Tensor, t).as_subclass(type(x))  # torch's own: fastai's copies attributes, and `t` has none
-        vars(t).update({name: v if isinstance(v, Tensor) else deepcopy(v) for name, v in vars(x).items()})
-    return t
-
-
-def map_tensors(f: Callable[[Tensor], Any], nest: Any) -> Any:
-    """Return a nest of tuples, lists and mappings, of any class, with `f(t)` for each tensor t."""
-    if isinstance(nest, Tensor):
-        return f(nest)
-    kind: Any = type(nest)
-    if isinstance(nest, (tuple, list)):
-        items = [map_tensors(f, item) for item in nest]
-        return kind(*items) if hasattr(kind, "_fields") else kind(items)  # a namedtuple has fields
-    if isinstance(nest, MutableMapping):
-        result = copy(nest)  # keeps the default function of a defaultdict
-        for key, value in nest.items():  # one by one: Hugging Face's outputs refuse `update`
-            result[key] = map_tensors(f, value)
-        return result
-    if isinstance(nest, Mapping):
-        return kind({key: map_tensors(f, value) for key, value in nest.items()})
-    return nest
-
-
-def tensors(nest: Any) -> list[Tensor]:
-    """Return the tensors of a nest in their order."""
-    if isinstance(nest, Tensor):
-        return [nest]
-    items = nest.values() if isinstance(nest, Mapping) else nest if isinstance(nest, (tuple, list)) else ()
-    return [t for item in items for t in ([item] if isinstance(item, Tensor) else tensors(item))]
-
-
-def same(a: Tensor, b: Tensor) -> bool:
-    """Return whether two tensors are the same, or the same memory: fastai casts each batch to plain tensors."""
-    if a is b:
-        return True
-    views = ((t.dtype, t.shape, t.stride(), t.storage_offset()) for t in (a, b))
-    return next(views) == next(views) and a.untyped_storage() is b.untyped_storage()
-
-
-def is_equal(a: Tensor, b: Tensor) -> bool:
-    """Return whether tensors have the same values, NaN among them."""
-    return same(a, b) or (a.shape == b.shape and bool(((a == b) | (a != a) & (b != b)).all()))
 
 
 @dataclass(frozen=True)
@@ -149,6 +105,8 @@ class Mix:
             bool to choose or float to average.
         source_index: For each axis of `size`, indices ``(B, length)``: the position of the partner that is used at each
             position. Empty: the same position.
+        own_index: The same for the original.
+        then: A further mix of the result, with another partner of each sample; None: a mix of two samples.
 
     >>> mask = torch.tensor([[True, True, True, False], [True, False, True, False]])
     >>> mix = Mix(torch.tensor([1, 0]), mask)
@@ -162,16 +120,48 @@ class Mix:
     partner: Tensor
     mask: Tensor
     source_index: tuple[Tensor, ...] = ()
+    own_index: tuple[Tensor, ...] = ()
+    then: "Mix | None" = None
+
+    @staticmethod
+    def of(partners: Sequence[Tensor], weights: Tensor) -> "Mix":
+        """Return the mix of k samples by weights ``(B, k)`` with sum 1: the original's, then each partner's.
+
+        >>> mix = Mix.of([torch.tensor([1, 2, 0]), torch.tensor([2, 0, 1])], torch.tensor([[0.5, 0.3, 0.2]] * 3))
+        >>> mix.blend(torch.tensor([0.0, 1.0, 10.0]))
+        tensor([2.3000, 3.5000, 5.2000])
+        """
+        total, mix = weights.cumsum(1), None
+        for k, partner in reversed(list(enumerate(partners, 1))):  # what was mixed before, of all up to this one
+            mix = Mix(partner, torch.where(total[:, k] > 0, total[:, k - 1] / total[:, k], 1.0), then=mix)
+        assert mix is not None
+        return mix
 
     @cached_property
     def lam(self) -> Tensor:
-        """Mixing coefficient of each sample, the mean of its mask: float ``(B,)`` in [0, 1]."""
-        dtype = torch.promote_types(self.mask.dtype, torch.float32)
-        if self.mask.ndim == 1:
-            return self.mask.to(dtype)
-        # Bools are counted exactly, in large masks too
-        total = self.mask.flatten(1).sum(1, dtype=torch.int32 if self.mask.dtype == torch.bool else dtype)
-        return total / math.prod(self.mask.shape[1:])
+        """Mixing coefficient of each sample, the mean of its mask: float ``(B,)`` in [0, 1].
+
+        Of k > 2 samples ``(B, k)`` with sum 1: the weight of the original, then of each partner.
+        """
+        if self.then is None:
+            return _mean(self.mask)
+        left, shares = torch.ones_like(self.mask), []
+        for mix in reversed(self.parts):  # a later one covers what was there before
+            if mix.mask.dtype == torch.bool:
+                left, share = left & mix.mask, left & ~mix.mask
+            else:
+                left, share = left * mix.mask, left * (1 - mix.mask)
+            shares.append(_mean(share))
+        return torch.stack([_mean(left), *reversed(shares)], 1)
+
+    @property
+    def parts(self) -> "list[Mix]":
+        """This mix and those that follow it: one for each partner."""
+        return [self, *(self.then.parts if self.then else ())]
+
+    def by(self, lam: Tensor) -> "Mix":
+        """Return the mix with the same partners that averages by coefficients like those of `lam`."""
+        return Mix(self.partner, lam) if lam.ndim == 1 else Mix.of([mix.partner for mix in self.parts], lam)
 
     def covers(self, x: Tensor) -> bool:
         """Return whether the last axes of `x` are those of the mask, times or over one whole number (rounded)."""
@@ -198,47 +188,90 @@ class Mix:
             mask = F.adaptive_avg_pool1d(rows.flatten(0, -2), length).unflatten(0, rows.shape[:-1]).movedim(-1, axis)
         if self.mask.dtype == torch.bool:
             mask = mask > 0.5 - 1e-4  # a position that is half cut is kept, whatever the rounding
-        index = []
-        for i, before, now in zip(self.source_index, former, size, strict=bool(self.source_index)):
-            # The middle of a position lies in one of the input, which comes from position i of the partner
-            middle = (2 * torch.arange(now, device=i.device) + 1) * before
-            at = (i[:, middle // (2 * now)] * 2 * now + middle % (2 * now)) // (2 * before)
-            index.append(at)
-        return Mix(self.partner, mask, tuple(index))
 
-    def blend(self, x: Tensor) -> Tensor:
-        """Return `x` ``(B, ...)`` mixed: position by position if the mask covers it, else averaged by `lam`."""
+        def index(given: Sequence[Tensor]) -> tuple[Tensor, ...]:
+            resized = []
+            for i, before, now in zip(given, former, size, strict=bool(given)):
+                # The middle of a position lies in one of the input, which comes from position i of the sample
+                middle = (2 * torch.arange(now, device=i.device) + 1) * before
+                resized.append((i[:, middle // (2 * now)] * 2 * now + middle % (2 * now)) // (2 * before))
+            return tuple(resized)
+
+        then = self.then and self.then.resized(size)
+        return Mix(self.partner, mask, index(self.source_index), index(self.own_index), then)
+
+    def blend(self, x: Tensor, source: Tensor | None = None) -> Tensor:
+        """Return `x` ``(B, ...)`` mixed: position by position if the mask covers it, else averaged by `lam`.
+
+        Args:
+            x: Samples.
+            source: Samples ``(M, ...)`` that the partners are taken from; None: `x`.
+        """
         if self.mask.ndim == 1:
-            return blend(x, self.partner, self.mask)
-        return self.masked(x) if self.covers(x) else blend(x, self.partner, self.lam)
+            return self._onto(x, x if source is None else source)
+        return self.masked(x, source) if self.covers(x) else self.by(self.lam).blend(x, source)
 
-    def masked(self, x: Tensor) -> Tensor:
+    def masked(self, x: Tensor, source: Tensor | None = None) -> Tensor:
         """Return `x` ``(B, ..., *size)`` mixed by the mask, position by position at its own resolution."""
         mix = self.resized(x.shape[x.ndim - self.mask.ndim + 1 :])
-        return blend(x, mix.partner, mix.mask, mix.source_index)
+        own = take(x, torch.arange(len(x), device=x.device), mix.own_index) if mix.own_index else x
+        return mix._onto(like(x, own), x if source is None else source)
 
-    def partners(self, x: Tensor) -> Tensor:
-        """Return `x` ``(B, ...)`` with each sample's partner in its place."""
+    def _onto(self, x: Tensor, source: Tensor) -> Tensor:
+        mixed = blend(x, self.partner, self.mask, self.source_index, source)
+        return self.then._onto(mixed, source) if self.then else mixed
+
+    def partners(self, x: Tensor, source: Tensor | None = None) -> Tensor:
+        """Return `x` ``(B, ...)`` with each sample's partner in its place; of k > 2 samples ``(k - 1, B, ...)``.
+
+        Args:
+            x: Samples.
+            source: Samples ``(M, ...)`` that the partners are taken from; None: `x`.
+        """
         with no_subclass():
             if x.shape[:1] != self.partner.shape:
                 raise ValueError(f"Expected {len(self.partner)} samples, one for each partner, got {tuple(x.shape)}")
-            return like(x, x.index_select(0, self.partner))
+            source = x if source is None else source
+            if self.then is None:
+                return like(x, source.index_select(0, self.partner))
+            return like(x, torch.stack([source.index_select(0, mix.partner) for mix in self.parts]))
 
     def shared(self) -> "Mix":
         """Return the same mix with the first sample's mask for the whole batch."""
-        mask, *index = (t[:1].expand_as(t) for t in (self.mask, *self.source_index))
-        return Mix(self.partner, mask, tuple(index))
+
+        def first(t: Tensor) -> Tensor:
+            return t[:1].expand_as(t)
+
+        source_index, own_index = (tuple(map(first, given)) for given in (self.source_index, self.own_index))
+        return Mix(self.partner, first(self.mask), source_index, own_index, self.then and self.then.shared())
 
     def unmixed(self) -> "Mix":
         """Return the mix of the same form that keeps every sample as it is."""
-        n, device = len(self.partner), self.partner.device
-        index = (torch.arange(i.shape[1], device=i.device).expand_as(i) for i in self.source_index)
-        return Mix(torch.arange(n, device=device), self.mask.new_ones(()).expand_as(self.mask), tuple(index))
+
+        def same_place(i: Tensor) -> Tensor:
+            return torch.arange(i.shape[1], device=i.device).expand_as(i)
+
+        partner = torch.arange(len(self.partner), device=self.partner.device)
+        source_index, own_index = (tuple(map(same_place, given)) for given in (self.source_index, self.own_index))
+        mask = self.mask.new_ones(()).expand_as(self.mask)
+        return Mix(partner, mask, source_index, own_index, self.then and self.then.unmixed())
 
     def after_clean(self) -> "Mix":
         """Return the mix of a batch of twice the size that keeps the first half as it is."""
         clean, n = self.unmixed(), len(self.partner)
-        mask, *index = map(
-            torch.cat, zip((clean.mask, *clean.source_index), (self.mask, *self.source_index), strict=True)
-        )
-        return Mix(torch.cat([clean.partner, self.partner + n]), mask, tuple(index))
+
+        def both(*given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return tuple(map(torch.cat, zip(*given, strict=True)))
+
+        (partner, mask), then = both((clean.partner, clean.mask), (self.partner + n, self.mask)), self.then
+        index = both(clean.source_index, self.source_index), both(clean.own_index, self.own_index)
+        return Mix(partner, mask, *index, then and then.after_clean())
+
+
+def _mean(mask: Tensor) -> Tensor:
+    """Return the mean of the mask of each sample; bools are counted exactly, in large masks too."""
+    dtype = torch.promote_types(mask.dtype, torch.float32)
+    if mask.ndim == 1:
+        return mask.to(dtype)
+    total = mask.flatten(1).sum(1, dtype=torch.int32 if mask.dtype == torch.bool else dtype)
+    return total / math.prod(mask.shape[1:])

@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from numbers import Integral, Real
 from typing import Any, Literal, TypedDict, TypeVar
 
@@ -12,8 +12,9 @@ from torch import Tensor
 
 Schedule = Callable[[float], float]  # from the fraction of the fit that is done to a value, as fastai's SchedCos(0, 1)
 Pairing = Callable[[Tensor], Tensor]  # from targets (B, ...) to weights (B, B)
-Rule = Literal["loss", "average", "mask", "keep"] | Callable[[Any, Tensor], Tensor] | None  # of a target
+Rule = Literal["loss", "average", "mask", "union", "keep"] | Callable[[Any, Tensor], Tensor] | None  # of a target
 InputRule = Literal["mix", "keep"] | Callable[[Any, Any], Any] | None  # of an input
+LabelLam = Callable[[Any, Tensor, Tensor], Tensor]  # from the mix and both targets to the targets' coefficients
 Cls = TypeVar("Cls", bound=type)
 
 
@@ -31,6 +32,8 @@ class CutOptions(TypedDict, total=False):
     spatial_dims: int | None
     clean: bool
     pair: Literal["same", "other"] | Pairing | None
+    partners: Iterable | Literal["last"] | None
+    lam_targets: LabelLam | None
     seed: int | None
 
 
@@ -83,6 +86,11 @@ def rules(name: str, value: Any, known: tuple[str, ...]) -> Any:
 
 def _is_function(value: Any) -> bool:
     return callable(value) and not isinstance(value, (Callback, type))
+
+
+def whole(name: str, value: Any, least: int) -> int:
+    """Return `value` as an int; an error if it is none, or smaller."""
+    return int(number(name, value, lambda k: k >= least and k.is_integer(), f"a whole number >= {least}"))
 
 
 def alpha_now(value: Any) -> float:

@@ -9,7 +9,7 @@ from torch import Tensor
 from .batch import MIX_LATER, MixedBatch
 from .graph import ancestors, descends, functions, is_leaf
 from .lifecycle import OwnHook
-from .mix import is_equal, same, tensors
+from .nests import is_equal, same, tensors
 from .torch_private import is_compiled_in_place
 
 UNKNOWN = (

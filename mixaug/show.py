@@ -1,8 +1,9 @@
 """Pictures: what a mixed batch looks like, and what alpha does."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from copy import copy
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -20,8 +21,9 @@ from .batch import MixedBatch, mix_batch
 from .handler import MixHandler
 from .lifecycle import foreign_words, mixing_callbacks
 from .methods.one_of import OneOf
-from .mix import like, map_tensors
+from .nests import like, map_tensors, map_with
 from .options import alpha_now, number
+from .sources import Source
 from .targets import each
 
 
@@ -84,29 +86,30 @@ def show_batch(self: MixHandler, dls: Any, max_n: int = 9, *, loss_func: Any = N
     batch = dl.one_batch()
     n = dl.n_inp
     original, mixed, record = _mixed(self, batch[:n], batch[n:], loss_func)
-    partners = map_tensors(record.mix.partners, original)  # pyright: ignore[reportOptionalMemberAccess]
-    at = _spread(record.lam, max_n)
-    rows = (map_tensors(lambda t: t[at] if t.ndim else t, nest) for nest in (original, mixed, partners))
-    (original, mixed, partners), lam = rows, record.lam[at]
-    (x, y, shown), *both = (dl.show_batch(b, max_n=max_n, show=False) for b in (mixed, original, partners))
+    weights = torch.stack([record.lam, 1 - record.lam], 1) if record.lam.ndim == 1 else record.lam
+    at = spread(weights, max_n)
+    (x, y, shown), *samples = (
+        dl.show_batch(map_tensors(lambda t: t[at] if t.ndim else t, nest), max_n=max_n, show=False)
+        for nest in (mixed, original, *_partners(record, original))
+    )
     if shown is None:  # a table
-        rows, others = (table.decode().items[:max_n] for table, *_ in both)
-        return _table(rows, others, lam)
-    lams = lam.tolist()[: len(shown)]
+        return _table([table.decode().items[:max_n] for table, *_ in samples], weights[at])
+    rows = weights[at].tolist()[: len(shown)]
     if any(not hasattr(part, "show") for part in shown[0][:n]):
         layout = {name: kwargs.pop(name, None) for name in ("nrows", "ncols", "figsize")}
         kwargs.setdefault("ctxs", _axes(len(shown), **layout))
     method: Any = record.method
     rules = *each("inputs", method.inputs, batch[:n]), *record.rules
     items = [
-        tuple(_part(lam, i >= n, *part) for i, part in enumerate(zip(rules, *item, strict=True)))
-        for lam, *item in zip(lams, shown, both[0][2], both[1][2], strict=True)
+        tuple(_part(row, i >= n, *part) for i, part in enumerate(zip(rules, *item, strict=True)))
+        for row, *item in zip(rows, shown, *(sample[2] for sample in samples), strict=True)
     ]
     show: Any = fastai_show_batch
     ctxs = show(x, y, L(items), max_n=max_n, **kwargs)
-    for ax, lam in zip(ctxs, lams, strict=False):
+    for ax, row in zip(ctxs, rows, strict=False):
         if hasattr(ax, "get_title"):
-            words = ax.get_title() or f"{lam:.2f} original + {1 - lam:.2f} partner"  # a mask or points have no words
+            names = ["original", *["partner"] * (len(row) - 1)]  # a mask or points have no words
+            words = ax.get_title() or " + ".join(f"{w:.2f} {name}" for w, name in zip(row, names, strict=True))
             ax.set_title(words.replace("$", r"\$"))  # or matplotlib would typeset what is between two as math
     return ctxs
 
@@ -131,59 +134,74 @@ def _mixed(cb: MixHandler, xb: tuple, yb: tuple, loss_func: Any) -> tuple[tuple,
     if cb._mixes_input and not cb.stack_x:
         inputs = record.xb
     else:
-        inputs = map_tensors(lambda t: _beside(t, record.mix.partners(t)), tuple(xb))  # pyright: ignore[reportOptionalMemberAccess]
+        inputs = tuple(xb)
+        for partners in _partners(record, tuple(xb)):
+            inputs = map_with(_beside, inputs, partners)
     return (*xb, *record.original), (*inputs, *record.for_metrics(record.yb)), record
+
+
+def _partners(record: MixedBatch, batch: tuple) -> list[tuple]:
+    """Return inputs, and targets, with each sample's partner in its place, for each partner of a mix."""
+    parts: Any = record.mix and [replace(part, then=None) for part in record.mix.parts]
+    source = record.source and record.source[: len(batch)]
+    return [map_with(lambda t, s, part=part: part.partners(t, s) if t.ndim else t, batch, source) for part in parts]
 
 
 def _without_learner(cb: MixHandler) -> Any:
     """Return a copy of a method that has no learner, no schedule and its own random generator."""
     cb = copy(cb)
+    source: Any = cb._source and Source(cb.partners)
     alpha: Any = cb.alpha
     if callable(alpha):
         alpha = max(alpha_now(alpha(t / 20)) for t in range(21))
-    vars(cb).update(_learn=None, _rng=None, alpha=alpha, clean=False)
+    vars(cb).update(_learn=None, _rng=None, alpha=alpha, clean=False, _source=source)
     if isinstance(cb, OneOf):
         vars(cb)["methods"] = list(map(_without_learner, cb.methods))
     return cb
 
 
-def _beside(x: Tensor, other: Tensor) -> Tensor:
+def _beside(x: Tensor, other: Any) -> Tensor:
     """Return images with their partners at their right; anything else as it is."""
     return like(x, torch.cat([x, other], -1)) if x.ndim > 3 else x
 
 
-def _part(lam: float, is_target: bool, rule: Any, shown: Any, original: Any, other: Any) -> Any:
+def _part(weights: Sequence[float], is_target: bool, rule: Any, shown: Any, *samples: Any) -> Any:
     """Return what is shown of an input or a target, given what becomes of it."""
     if is_target:
-        return _label(lam, rule, shown, original, other)
-    if isinstance(original, TitledStr) and rule != "keep":  # a text with its partner's
-        texts: Any = original, other
+        return label(weights, rule, shown, *samples)
+    if isinstance(samples[0], TitledStr) and rule != "keep":  # a text with its partner's
+        texts: Any = samples
         return TitledStr(" + ".join(text.truncate(75) for text in texts))  # of the 150 words that fastai shows
     return shown if hasattr(shown, "show") else _Signal(shown)
 
 
-def _label(lam: float, rule: Any, shown: Any, original: Any, other: Any) -> Any:
-    """Return the coefficients of two labels in words; a segmentation mask and a label that is kept as they are."""
+def label(weights: Sequence[float], rule: Any, shown: Any, *samples: Any) -> Any:
+    """Return the coefficients of labels in words; a segmentation mask and a label that is kept as they are."""
     if isinstance(shown, Tensor) and shown.ndim > 1:
         return shown
-    if rule == "keep":
-        return TitledStr(_words(original))
+    words = list(map(_words, samples))
+    if rule in ("keep", "union"):
+        return TitledStr(words[0] if rule == "keep" else _words(shown))
     if callable(rule):
-        return TitledStr(f"targets({_words(original)}, {_words(other)})")
-    own, others = _words(original), _words(other)
-    if own == others or f"{lam:.2f}" == "1.00":
-        return TitledStr(own)
-    times = "× " if own[:1].isdigit() or others[:1].isdigit() else ""
-    parts = f"{lam:.2f} {times}{own}", f"+ {1 - lam:.2f} {times}{others}"
-    return TitledStr(("\n" if len("".join(parts)) > 25 else " ").join(parts))
+        return TitledStr(f"targets({', '.join(words)})")
+    total: dict[str, float] = {}
+    for word, weight in zip(words, weights, strict=True):
+        total[word] = total.get(word, 0.0) + weight
+    total = {word: weight for word, weight in total.items() if f"{weight:.2f}" != "0.00"}
+    if len(total) == 1:
+        return TitledStr(*total)
+    times = "× " if any(word[:1].isdigit() for word in total) else ""
+    parts = [f"{weight:.2f} {times}{word}" for word, weight in total.items()]
+    return TitledStr(("\n+ " if len("".join(parts)) > 23 else " + ").join(parts))
 
 
-def _spread(lam: Tensor, n: int) -> Tensor:
+def spread(weights: Tensor, n: int) -> Tensor:
     """Return the numbers of `n` samples whose coefficients are spread, from the strongest mixing to the weakest."""
-    order = (lam - 0.5).abs().argsort(stable=True)
+    largest = weights.amax(1)
+    order = largest.argsort(stable=True)
     if len(order) <= n:
         return order
-    strength = (lam[order] - 0.5).abs().tolist()
+    strength = largest[order].tolist()
     wanted = torch.linspace(strength[0], strength[-1], n).tolist()
     at: list[int] = []
     for i, value in enumerate(wanted):  # the nearest one behind the last, leaving enough for the rest
@@ -223,8 +241,11 @@ def _axes(n: int, nrows: int | None, ncols: int | None, figsize: Any) -> list:
     return axes[:n]
 
 
-def _table(original: Any, other: Any, lam: Tensor) -> Any:
-    """Return the rows of a table, each above its partner's, with their coefficients."""
-    weight = lam[: len(original)].double().round(decimals=2).numpy()
-    rows = pd.concat([original.assign(lam=weight), other.assign(lam=1 - weight)], keys=["original", "partner"])
+def _table(samples: list[Any], weights: Tensor) -> Any:
+    """Return the rows of a table, each above its partners', with their coefficients."""
+    shown = weights[: len(samples[0])].double().round(decimals=2).numpy().T
+    rows = pd.concat(
+        [rows.assign(lam=weight) for rows, weight in zip(samples, shown, strict=True)],
+        keys=["original", *("partner" if len(samples) == 2 else f"partner {k}" for k in range(1, len(samples)))],
+    )
     return rows.swaplevel().sort_index()

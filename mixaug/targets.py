@@ -1,22 +1,26 @@
 """What becomes of each input and each target: what the user says, else what dtype and shape say."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import repeat
 from numbers import Number
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from .mix import Mix, is_equal, like, map_tensors, same, tensors
+from .draw import send
+from .mix import Mix
+from .nests import is_equal, like, map_with, same, tensors
+from .options import LabelLam, number
 
 if TYPE_CHECKING:
     from .handler import MixHandler
 
 
-def mixed_inputs(xb: tuple, rules: tuple, mix: Mix) -> tuple:
-    """Return inputs, each mixed by its rule."""
+def mixed_inputs(xb: tuple, rules: tuple, mix: Mix, source: Sequence[Any] = ()) -> tuple:
+    """Return inputs, each mixed by its rule, with partners of the source; none: of the batch."""
     mixed = []
-    for x, rule in zip(xb, rules, strict=True):
+    for x, rule, xs in zip(xb, rules, source or repeat(None), strict=False):
         if callable(rule):
             mixed.append(rule(mix, x))
         elif rule == "keep":
@@ -34,7 +38,7 @@ def mixed_inputs(xb: tuple, rules: tuple, mix: Mix) -> tuple:
                         f"mask of shape {tuple(mix.mask.shape)}, which may be either. Say a rule for each input, as in "
                         'inputs=("mix", "keep"): "mix" to cut it, "keep", or a function of the mix and the input'
                     )
-            mixed.append(map_tensors(lambda t: mix.blend(t) if t.ndim else t, x))
+            mixed.append(map_with(lambda t, s: mix.blend(t, s) if t.ndim else t, x, xs))
     return tuple(mixed)
 
 
@@ -52,18 +56,65 @@ def _may_be_of_sample(x: Tensor, mix: Mix) -> bool:
     return x.ndim <= 1 + len(size) and (x.shape[1:] != size or len(size) == 1)
 
 
-def mixed_targets(yb: tuple, rules: tuple, mix: Mix, loss_func: Any) -> tuple:
-    """Return targets, each mixed by its rule."""
+def mixed_targets(yb: tuple, rules: tuple, mix: Mix, lam: Tensor, loss_func: Any, source: Sequence[Any] = ()) -> tuple:
+    """Return targets, each mixed by its rule, with partners of the source; none: of the batch."""
     mixed: list[Any] = []
-    for y, rule in zip(yb, rules, strict=True):
+    for y, rule, ys in zip(yb, rules, source or repeat(None), strict=False):
         if callable(rule):
             mixed.append(rule(mix, y))
         elif rule in ("loss", "keep"):
             mixed.append(y)
+        elif rule == "union":
+            mixed.append(_union(y, mix, lam, ys))
         else:
-            y = like(y, y.float()) if _floats(y, loss_func) and not y.is_floating_point() else y
-            mixed.append(mix.masked(y) if rule == "mask" else Mix(mix.partner, mix.lam).blend(y))
+            if _floats(y, loss_func) and not y.is_floating_point():
+                y, ys = like(y, y.float()), None if ys is None else ys.float()
+            mixed.append(mix.masked(y, ys) if rule == "mask" else mix.by(lam).blend(y, ys))
     return tuple(mixed)
+
+
+def _union(y: Tensor, mix: Mix, lam: Tensor, source: Tensor | None) -> Tensor:
+    """Return the labels that any sample of the mix has, if it has a weight."""
+    partners, weights = mix.partners(y, source), 1 - lam if lam.ndim == 1 else lam[:, 1:].T
+    for y1, weight in [(partners, weights)] if lam.ndim == 1 else zip(partners, weights, strict=True):
+        y = like(y, torch.where(weight.view(-1, *[1] * (y.ndim - 1)) > 0, torch.maximum(y, y1), y))
+    return y
+
+
+def remix(counts: Sequence[int] | Tensor, kappa: float = 3.0, tau: float = 0.5) -> LabelLam:
+    """Return the rule `lam_targets` of Remix for long-tailed classes (Chou et al., 2020).
+
+    The label is that of the rarer class alone if the other one is `kappa` times as frequent or more, and the share of
+    the rarer class in the input is more than 1 - `tau`; else it is mixed as the input is.
+
+    Args:
+        counts: Number of training samples of each class, > 0.
+        kappa: How many times as frequent, >= 1.
+        tau: In [0, 1]; 0: never.
+
+    Reference: https://arxiv.org/abs/2007.03943
+
+    >>> rule = remix([100, 10])  # MixUp(lam_targets=remix([100, 10]))
+    >>> mix = Mix(torch.tensor([1, 0]), torch.tensor([0.4, 0.6]))
+    >>> rule(mix, torch.tensor([0, 1]), torch.tensor([1, 0]))
+    tensor([0., 1.])
+    """
+    numbers = torch.as_tensor(counts, dtype=torch.float32)
+    if numbers.ndim != 1 or not ((numbers > 0) & numbers.isfinite()).all():
+        raise ValueError(f"counts must be a number > 0 of samples for each class, got {counts!r}")
+    number("kappa", kappa, lambda k: k >= 1, "a number >= 1")
+    number("tau", tau, lambda t: 0 <= t <= 1, "a number from 0 to 1")
+
+    def rule(mix: Mix, y: Tensor, y1: Tensor) -> Tensor:
+        if mix.then or y.is_floating_point() or y.shape[1:] not in ((), (1,)):
+            got = f"{y.dtype} of shape {tuple(y.shape)}"
+            raise ValueError(f"Expected class indices (B,) and mixes of two samples for remix, got {got}")
+        n = send(numbers, y.device)
+        times = (n[y] / n[y1]).view(-1)
+        lam = torch.where((times >= kappa) & (mix.lam < tau), 0.0, mix.lam)
+        return torch.where((times <= 1 / kappa) & (1 - mix.lam < tau), 1.0, lam)
+
+    return rule
 
 
 def is_changed(now: Tensor, y: Tensor, rule: Any) -> bool:
@@ -92,7 +143,9 @@ def _floats(y: Tensor, loss_func: Any) -> bool:
 def rule_for(y: Tensor, rule: Any, mix: Mix, method: "MixHandler", loss_func: Any) -> Any:
     """Return what becomes of a target: what the user says, else what its class, dtype and shape say."""
     shape, spatial = tuple(y.shape), mix.mask.ndim - 1
-    if callable(rule) or rule in ("loss", "average", "keep"):
+    if rule == "union" and y.ndim < 2:
+        raise ValueError(f'Expected labels (B, K) for targets="union", got shape {shape}. Use "loss" or "average"')
+    if callable(rule) or rule in ("loss", "average", "keep", "union"):
         return rule
     cuts, floats = bool(spatial), _floats(y, loss_func)
     if rule == "mask":

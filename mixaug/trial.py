@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.overrides import TorchFunctionMode
 
-from .mix import is_equal, map_tensors, tensors
+from .nests import is_equal, map_tensors, tensors
 from .torch_private import force_eager, forward_hooks, no_subclass
 
 

@@ -9,7 +9,7 @@ from fastai.callback.core import Callback as FastaiCallback
 from torch import Tensor
 
 from .batch import MixedBatch
-from .mix import map_tensors
+from .nests import map_tensors
 from .targets import each
 
 

@@ -12,11 +12,13 @@ from reference import Original, Spy
 from torch import nn
 
 from mixaug import (
+    RICAP,
     CMixup,
     CutMix,
     FMix,
     ManifoldMixup,
     MixUp,
+    Mosaic,
     OneOf,
     OutputMixup,
     PatchUp,
@@ -37,6 +39,9 @@ EVERY = {
     "PatchUp, hard": lambda alpha=1: PatchUp(alpha, hard=True),
     "OneOf": lambda alpha=1: OneOf(MixUp(alpha), CutMix(alpha), ManifoldMixup(alpha), OutputMixup(alpha)),
     "OneOf, each sample": lambda alpha=1: OneOf(MixUp(alpha), ResizeMix(alpha), p=[0.5, 0.4], per_sample=True),
+    "three": lambda alpha=1: MixUp(alpha, k=3),
+    "RICAP": RICAP,
+    "Mosaic": Mosaic,
     "clean": lambda alpha=1: CutMix(alpha, clean=True),
 }
 N, BS, C = 22, 8, 3

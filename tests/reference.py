@@ -15,25 +15,52 @@ from torch import Tensor
 from mixaug import ManifoldMixup, MixHandler, OutputMixup
 
 
-def slow_mix(t, mix):
-    """Return a tensor (B, ...) mixed, a sample at a time."""
-    size, out = mix.mask.shape[1:], []
+def slow_mix(t, mix, source=None):
+    """Return a tensor (B, ...) mixed, a sample at a time, with partners of the source."""
+    size, out, source = mix.mask.shape[1:], [], t if source is None else source
     covered = t.shape[1:][max(0, t.ndim - 1 - len(size)) :] == size or not size
-    for i, j in enumerate(mix.partner.tolist()):
-        keep, other = mix.mask[i], t[j]
-        if not covered:
-            keep = keep.float().mean()
-        elif mix.source_index:
-            for axis, index in enumerate(mix.source_index, -len(size)):
-                other = other.index_select(axis, index[i])
-        out.append(torch.where(keep, t[i], other) if keep.dtype == torch.bool else keep * t[i] + (1 - keep) * other)
+    for i in range(len(t)):
+        samples = [moved(t[i], mix.own_index, i)]
+        samples += [moved(source[part.partner[i]], part.source_index, i) for part in mix.parts]
+        if covered:
+            mixed = samples[0]
+            for part, other in zip(mix.parts, samples[1:], strict=True):
+                keep = part.mask[i]
+                bools = keep.dtype == torch.bool
+                mixed = torch.where(keep, mixed, other) if bools else keep * mixed + (1 - keep) * other
+        else:
+            unmoved = [t[i], *(source[part.partner[i]] for part in mix.parts)]
+            mixed = sum(w * sample for w, sample in zip(slow_weights(mix, i), unmoved, strict=True))
+        out.append(mixed)
     return torch.stack(out)
 
 
+def moved(sample, indices, i):
+    for axis, index in enumerate(indices, -len(indices)):
+        sample = sample.index_select(axis, index[i]) if sample.ndim >= -axis and len(index[i]) else sample
+    return sample
+
+
+def slow_weights(mix, i):
+    """Return what each sample has of mixed sample i, its own part first: the mean over the positions."""
+    rows = []
+    for values in zip(*(part.mask[i].double().flatten().tolist() for part in mix.parts), strict=True):
+        row = [1.0]
+        for keep in values:
+            row = [keep * w for w in row] + [1 - keep]
+        rows.append(row)
+    return [sum(column) / len(rows) for column in zip(*rows, strict=True)]
+
+
 def slow_loss(pred, ys, ys1, lam, loss=F.cross_entropy):
-    """Return the mean of lam · L(pred, y) + (1 - lam) · L(pred, y1), a sample at a time."""
+    """Return the mean of lam · L(pred, y) + (1 - lam) · L(pred, y1), a sample at a time; lam (B, k) for k samples."""
     of = lambda i, targets: loss(pred[i : i + 1], *(y[i : i + 1] for y in targets))  # noqa: E731
-    return sum(lam[i] * of(i, ys) + (1 - lam[i]) * of(i, ys1) for i in range(len(lam))) / len(lam)
+    if lam.ndim == 1:
+        return sum(lam[i] * of(i, ys) + (1 - lam[i]) * of(i, ys1) for i in range(len(lam))) / len(lam)
+    samples = [ys, *([y[k] for y in ys1] for k in range(lam.shape[1] - 1))]
+    return sum(w[i] * of(i, targets) for w, targets in zip(lam.T, samples, strict=True) for i in range(len(lam))) / len(
+        lam
+    )
 
 
 def slow_weighted(pred, y, y1, lam, weight=None, ignore_index=-100):
@@ -48,6 +75,10 @@ def slow_weighted(pred, y, y1, lam, weight=None, ignore_index=-100):
                     total -= part * weight[target] * p[target]
                     count += part * weight[target]
     return total / count
+
+
+def partners_of(y, mix):
+    return torch.stack([y[part.partner] for part in mix.parts]) if mix.then else y[mix.partner]
 
 
 def close(got, expected, rtol=1.3e-6, atol=1e-5):
@@ -108,7 +139,9 @@ class Spy(Callback):
         row.x0, row.y0 = (
             tuple(torch.cat([t] * times) if isinstance(t, Tensor) else t for t in b) for b in (original.xs, original.ys)
         )
-        row.partners = row.y0 if row.mix is None else tuple(y[row.mix.partner] for y in row.y0 if isinstance(y, Tensor))
+        row.partners = (
+            row.y0 if row.mix is None else tuple(partners_of(y, row.mix) for y in row.y0 if isinstance(y, Tensor))
+        )
 
     def after_pred(self):
         if self.training:
@@ -149,7 +182,7 @@ class Oracle(Callback):
         if not self.learn.original.ys:
             return
         mix, (y,) = self.mix_now(), self.learn.original.ys
-        y1, lam = (y, torch.ones(len(y))) if mix is None else (y[mix.partner], mix.lam)
+        y1, lam = (y, torch.ones(len(y))) if mix is None else (partners_of(y, mix), mix.lam)
         close(self.learn.loss.detach().mean().as_subclass(Tensor), slow_loss(self.pred.detach(), [y], [y1], lam))
         self.batches += 1
 

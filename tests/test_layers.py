@@ -25,7 +25,7 @@ from torch import nn
 from mixaug import ManifoldMixup, Mix, hidden_layers, mixable
 from mixaug.exchange import Exchange
 from mixaug.layers import find_places
-from mixaug.mix import tensors
+from mixaug.nests import tensors
 
 PICTURE = (2, 3, 64, 64)
 

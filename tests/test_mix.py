@@ -18,7 +18,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from mixaug import Mix, blend, box_mask, choose, paste_mask, sample_lam, sample_partner
 from mixaug.draw import new_rng
-from mixaug.mix import map_tensors
+from mixaug.nests import map_tensors
 
 seeds = st.integers(0, 2**32)
 sizes = st.lists(st.integers(1, 6), min_size=1, max_size=3)

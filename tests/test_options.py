@@ -44,6 +44,8 @@ MORE = {
     ManifoldMixup: {"modules": None, "input_mixup": True, "verify": True},
     PatchUp: {"hard": False, "modules": None, "input_mixup": True, "verify": True},
     FMix: {"decay": 3.0},
+    MixUp: {"k": 2},
+    CutMix: {"aspect": 1.0, "sides": None, "inside": False},
 }
 
 
@@ -52,9 +54,8 @@ class TestArguments:
     def test_signature_and_docstring_show_every_option(self, method):
         parameters = inspect.signature(method).parameters
         options = {"prob": 1.0, "per_sample": True, "fold": method not in (CutMix, FMix), "stack_x": False}
-        options |= dict.fromkeys(["stack_y", "targets", "inputs", "spatial_dims", "start", "stop", "pair", "seed"]) | {
-            "clean": False
-        }
+        options |= dict.fromkeys(["stack_y", "targets", "inputs", "spatial_dims", "start", "stop", "pair", "partners",
+                                  "lam_targets", "seed"]) | {"clean": False}  # fmt: skip
         expected = {"alpha": DEFAULTS[method], **options, **MORE.get(method, {})}
         assert {name: p.default for name, p in parameters.items()} == expected
         kinds = {name: p.kind for name, p in parameters.items()}
@@ -143,7 +144,7 @@ class TestArguments:
 
     def test_dir_shows_what_users_call(self):
         base = set(dir(fastai.callback.core.Callback()))
-        options = {"alpha", *inspect.signature(MixHandler).parameters}
+        options = {*inspect.signature(MixUp).parameters}
         attributes = {"mix", "lam", "yb1", "rng", "draw", "draw_partner", "draw_lam", "spatial_size"}
         fastais = {"distrib", "lf", "old_lf", "stack_y", "show_batch", "learn"}
         events = {"before_fit", "before_train", "before_batch", "after_pred", "after_batch", "after_train", "after_fit",

@@ -30,8 +30,8 @@ def test_the_readme_has_two_commands_of_one_line_and_ci_runs_the_second():
     assert test in (ROOT / ".ci/run").read_text().splitlines()
 
 
-CORE = ("torch_private", "draw", "mix", "pairing", "graph", "trial", "exchange", "layers")
-ROOMS = [*CORE, "loss", "targets", "batch", "verify", "lifecycle", "options", "passes", "drawing", "handler",
+CORE = ("torch_private", "nests", "draw", "mix", "pairing", "sources", "graph", "trial", "exchange", "layers")
+ROOMS = [*CORE, "options", "loss", "targets", "batch", "verify", "lifecycle", "passes", "drawing", "handler",
          "methods/average", "methods/cut", "methods/cut_variants", "methods/output", "methods/hidden",
          "methods/patch_up", "methods/one_of", "metrics", "learner", "show",
          *(f"compare/{name}" for name in ("measures", "statistics", "fingerprint", "cache", "methods", "training",

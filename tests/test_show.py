@@ -17,7 +17,7 @@ from matplotlib import pyplot as plt
 from reference import slow_mix
 
 from mixaug import CutMix, ManifoldMixup, MixUp, OneOf, plot_lam
-from mixaug.show import _label, _mixed, _spread
+from mixaug.show import _mixed, label, spread
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*", category=DeprecationWarning)
 
@@ -79,9 +79,15 @@ def test_what_is_shown_is_the_mix_of_the_batch(method):
 
 def test_samples_are_shown_from_the_strongest_mixing_to_the_weakest():
     lam = torch.tensor([0.99, 0.98, 0.97, 0.5, 0.1, 0.96, 1.0, 0.7])
-    assert lam[_spread(lam, 4)].tolist() == pytest.approx([0.5, 0.7, 0.1, 1.0])  # |lam - 0.5|: 0, 0.2, 0.4, 0.5
-    assert sorted(_spread(lam, 8).tolist()) == sorted(_spread(lam, 20).tolist()) == list(range(8))
-    assert _spread(torch.full((8,), 0.7), 3).tolist() == [0, 1, 2]
+    assert lam[spread(torch.stack([lam, 1 - lam], 1), 4)].tolist() == pytest.approx(
+        [0.5, 0.7, 0.1, 1.0]
+    )  # |lam - 0.5|: 0, 0.2, 0.4, 0.5
+    assert (
+        sorted(spread(torch.stack([lam, 1 - lam], 1), 8).tolist())
+        == sorted(spread(torch.stack([lam, 1 - lam], 1), 20).tolist())
+        == list(range(8))
+    )
+    assert spread(torch.tensor([[0.7, 0.3]] * 8), 3).tolist() == [0, 1, 2]
     dls, title = data("continuous")
     titles = [ax.get_title() for ax in MixUp(0.4).show_batch(dls, max_n=4)]
     strengths = [float(re.match(title, text)[1]) for text in titles if "+" in text]
@@ -89,9 +95,10 @@ def test_samples_are_shown_from_the_strongest_mixing_to_the_weakest():
 
 
 def test_equal_labels_are_one_and_numbers_are_multiplied():
-    assert str(_label(0.997, "loss", "", "cat", "dog")) == "cat"
+    assert str(label([0.997, 0.003], "loss", "", "cat", "dog")) == "cat"
     shown = [
-        _label(0.75, "loss", "", own, other) for own, other in (("cat", "cat"), ("cat", "dog"), (7, 3), ("3d", "b"))
+        label([0.75, 0.25], "loss", "", own, other)
+        for own, other in (("cat", "cat"), ("cat", "dog"), (7, 3), ("3d", "b"))
     ]
     assert list(map(str, shown)) == ["cat", "0.75 cat + 0.25 dog", "0.75 × 7 + 0.25 × 3", "0.75 × 3d + 0.25 × b"]
 

@@ -398,7 +398,7 @@ def test_methods_that_cut_take_their_positions_from_the_first_input_that_has_som
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"targets": "mix"}, "targets must be 'loss', 'average', 'mask', 'keep', a function"),
+        ({"targets": "mix"}, "targets must be 'loss', 'average', 'mask', 'union', 'keep', a function"),
         ({"targets": ()}, "targets must be"),
         ({"targets": ("loss", 3)}, "targets must be"),
         ({"targets": MixUp}, "targets must be"),

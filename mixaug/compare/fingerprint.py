@@ -18,7 +18,7 @@ import torch
 from fastai.learner import Learner
 from torch import Tensor
 
-from ..mix import tensors
+from ..nests import tensors
 
 _SIMPLE = (bool, int, float, complex, str, bytes, type(None))
 

@@ -7,6 +7,7 @@ from fastai.torch_core import set_seed
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from ..show import label, spread
 from .methods import Make
 from .result import Comparison
 
@@ -24,14 +25,13 @@ def tiles(x: Tensor, names: list[str], cb: Any) -> list[tuple[Tensor, str]]:
         at = torch.randperm(len(x))[:TILES].tolist()
         return [(x[i], names[i]) for i in at]
     mix: Any = cb.draw(x)
+    weights = torch.stack([mix.lam, 1 - mix.lam], 1) if mix.lam.ndim == 1 else mix.lam
     gap = torch.ones_like(x[..., : max(1, x.shape[-1] // 12)])
     images = mix.blend(x) if cb._mixes_input else torch.cat([x, gap, x[mix.partner]], -1)
-    order = (mix.lam - 0.5).abs().argsort()
     shown = []
-    for i in order[torch.linspace(0, len(x) - 1, min(TILES, len(x))).long()].tolist():
-        lam, partner = mix.lam[i].item(), int(mix.partner[i])
-        parts = f"{lam:.2f} {names[i]}", f"+ {1 - lam:.2f} {names[partner]}"
-        shown.append((images[i], ("\n" if sum(map(len, parts)) > 20 else " ").join(parts)))
+    for i in spread(weights, TILES).tolist():
+        words = [names[i], *(names[int(part.partner[i])] for part in mix.parts)]
+        shown.append((images[i], str(label(weights[i].tolist(), None, None, *words))))
     return shown
 
 

@@ -11,7 +11,7 @@ from fastai.callback.core import Callback
 from ..handler import MixHandler
 from ..methods.average import CMixup, MixUp
 from ..methods.cut import CutMix
-from ..methods.cut_variants import FMix, ResizeMix, SaliencyMix
+from ..methods.cut_variants import RICAP, FMix, Mosaic, ResizeMix, SaliencyMix
 from ..methods.hidden import ManifoldMixup
 from ..methods.one_of import OneOf
 from ..methods.output import OutputMixup
@@ -31,6 +31,8 @@ NAMES: dict[str, Callable[..., MixHandler]] = {
     "fmix": FMix,
     "resize_mix": ResizeMix,
     "saliency_mix": SaliencyMix,
+    "ricap": RICAP,
+    "mosaic": Mosaic,
     "cmixup": CMixup,
     "manifold_mixup": ManifoldMixup,
     "patch_up": PatchUp,

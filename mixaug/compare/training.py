@@ -14,7 +14,7 @@ from fastai.callback.progress import ProgressCallback
 from fastai.learner import Learner
 from fastai.torch_core import set_seed
 
-from ..mix import tensors
+from ..nests import tensors
 from .fingerprint import of_tensors
 from .methods import Make
 

@@ -2,11 +2,15 @@
 
 import math
 
+import numpy as np
+import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
+from ..draw import send
 from ..handler import MixHandler
-from ..options import MixOptions, Schedule, number, with_options
+from ..mix import Mix
+from ..options import MixOptions, Schedule, number, whole, with_options
 from ..pairing import sample_partner_by, target_similarity
 
 
@@ -14,8 +18,12 @@ from ..pairing import sample_partner_by, target_similarity
 class MixUp(MixHandler):
     """Average each sample's inputs with its partner's: ``lam · x + (1 - lam) · x1`` (Zhang et al., 2018).
 
+    With k > 2 samples, the weights are from a Dirichlet distribution, and its `lam` is ``(B, k)``: the original's
+    weight, then each partner's; `yb1` has the targets of all partners in front of the batch, ``(k - 1, B, ...)``.
+
     Args:
         alpha: Parameter of Beta(alpha, alpha), from which lam is drawn; > 0. May be a schedule.
+        k: Number of samples in a mix, >= 2.
         **kwargs: See :class:`MixHandler`.
 
     Shape:
@@ -34,8 +42,20 @@ class MixUp(MixHandler):
     True
     """
 
-    def __init__(self, alpha: float | Schedule = 0.4, **kwargs: Unpack[MixOptions]):
+    def __init__(self, alpha: float | Schedule = 0.4, *, k: int = 2, **kwargs: Unpack[MixOptions]):
         super().__init__(alpha, **kwargs)
+        self.k = self._k = whole("k", k, 2)
+
+    def draw(self, x: Tensor) -> Mix:
+        """Return the mix of a batch ``(B, ...)``."""
+        if self.k == 2:
+            return super().draw(x)
+        weights = self.rng.dirichlet([self._alpha_now()] * self.k, len(x)).astype(np.float32)
+        if self.fold:  # the original gets the largest
+            at, top = np.arange(len(x)), weights.argmax(1)
+            weights[at, top], weights[:, 0] = weights[:, 0], weights.max(1)
+        partners = [self.draw_partner(x) for _ in range(self.k - 1)]
+        return Mix.of(partners, send(torch.from_numpy(weights), x.device))
 
 
 @with_options
@@ -64,7 +84,7 @@ class CMixup(MixUp):
 
     def draw_partner(self, x: Tensor) -> Tensor:
         """Draw partners by the similarity of their targets."""
-        yb, loss_func = self._drawn_for
+        yb, loss_func, _ = self._drawn_for
         if not yb:
             raise ValueError("Expected continuous targets to choose partners by, got none. Use mix_batch, or MixUp")
         if not (yb[0].is_floating_point() or getattr(loss_func, "floatify", False)):

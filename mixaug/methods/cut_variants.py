@@ -1,7 +1,10 @@
 """Methods that cut other regions than :class:`CutMix`, or elsewhere, and their masks."""
 
+import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -12,7 +15,7 @@ from typing_extensions import Unpack
 from ..draw import new_rng, send
 from ..mix import Mix
 from ..options import CutOptions, Schedule, number, with_options
-from .cut import CutMix, box_mask, outside_box
+from .cut import Cutting, box_mask, outside_box
 
 
 def fourier_mask(
@@ -108,7 +111,7 @@ def saliency_peak(x: Tensor, *, rng: np.random.Generator | None = None) -> Tenso
 
 
 @with_options
-class FMix(CutMix):
+class FMix(Cutting):
     """Replace smooth random regions of each sample with its partner's (Harris et al., 2020).
 
     Args:
@@ -146,7 +149,7 @@ class FMix(CutMix):
 
 
 @with_options
-class SaliencyMix(CutMix):
+class SaliencyMix(Cutting):
     """Replace a box of each sample with its partner's, around where the partner stands out.
 
     Where that is, the contrast of :func:`saliency_peak` says; the paper uses a saliency detector.
@@ -173,12 +176,13 @@ class SaliencyMix(CutMix):
                 f"Expected inputs with up to three spatial axes, got shape {tuple(x.shape)}. Use CutMix, or say how "
                 "many trailing axes are positions (spatial_dims=...)"
             )
-        center = saliency_peak(x.reshape(len(x), -1, *size), rng=self.rng)[:, partner]
+        source = x if self._drawn_for[2] is None else self._drawn_for[2]
+        center = saliency_peak(source.reshape(len(source), -1, *size), rng=self.rng)[:, partner]
         return Mix(partner, box_mask(send(lam, x.device), size, center))
 
 
 @with_options
-class ResizeMix(CutMix):
+class ResizeMix(Cutting):
     """Paste the whole partner, resized, into a random box of each sample (Qin et al., 2020).
 
     The box is inside the sample and filled from the nearest positions, so that masks and integers keep their values.
@@ -201,3 +205,87 @@ class ResizeMix(CutMix):
     def cut(self, x: Tensor, partner: Tensor, lam: Tensor) -> Mix:
         """Return the mix with the mask and the index of :func:`paste_mask`."""
         return Mix(partner, *paste_mask(lam, self.spatial_size(x), rng=self.rng, device=x.device))
+
+
+@with_options
+class RICAP(Cutting):
+    """Put parts of four samples into the corners of one: random crops of them (Takahashi et al., 2018).
+
+    For images, the corners meet at a random point, whose coordinates are from Beta(alpha, alpha); ``per_sample=False``,
+    as in the paper, has one for the batch. Other inputs have 2^k corners along k axes. `lam` is ``(B, 2^k)``, the part
+    of each sample, the original's first; `yb1` has the targets of all partners in front, ``(2^k - 1, B, ...)``.
+
+    Args:
+        alpha: Parameter of Beta(alpha, alpha); > 0. May be a schedule.
+        fold: Use max(u, 1 - u) of each coordinate, so that the original has the largest corner.
+        **kwargs: See :class:`MixHandler`.
+
+    Shape:
+        Inputs ``(B, C, *size)`` of any dtype.
+
+    Raises:
+        ValueError: If the inputs have no spatial axes.
+
+    Reference: https://arxiv.org/abs/1811.09030
+
+    >>> mix = RICAP().draw(torch.rand(8, 3, 28, 28))
+    >>> mix.lam.shape, torch.allclose(mix.lam.sum(1), torch.ones(8))
+    (torch.Size([8, 4]), True)
+    """
+
+    _k = 4
+    _whole = False  # whether samples are resized, not cropped
+
+    def __init__(self, alpha: float | Schedule = 0.3, *, fold: bool = False, **kwargs: Unpack[CutOptions]):
+        super().__init__(alpha, fold=fold, **kwargs)
+
+    def cut(self, x: Tensor, partner: Tensor, lam: Tensor) -> Mix:
+        """Return the mix of a sample for each corner."""
+        size, mix = self.spatial_size(x), None
+        drawn = [lam, *(self.draw_lam(x, "cpu") for _ in size[1:])]
+        at = [(u * n).round()[:, None] for u, n in zip(drawn, size, strict=True)]
+        corners = [self._corner(behind, size, at, x) for behind in itertools.product((False, True), repeat=len(size))]
+        for mask, index in corners[1:]:
+            partner = partner if mix is None else self.draw_partner(x)
+            mix = Mix(partner, mask, index, then=mix)
+        return replace(cast(Any, mix), own_index=corners[0][1])
+
+    def _corner(
+        self, behind: Sequence[bool], size: Sequence[int], at: Sequence[Tensor], x: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return the mask that is False in a corner, and the positions of a sample that fill it."""
+        index, outside = [], []
+        for is_behind, length, middle in zip(behind, size, at, strict=True):
+            side = length - middle if is_behind else middle
+            position = torch.arange(length) - middle * is_behind
+            if self._whole:
+                source = (position + 0.5) * length / side.clamp(min=1)
+            else:
+                u = torch.from_numpy(self.rng.random((len(middle), 1), np.float32))
+                source = position + (u * (length - side + 1)).floor()
+            index.append(send(source.long().clamp(0, length - 1), x.device))
+            outside.append((position < 0) | (position >= side))
+        return outside_box(outside, x.device), tuple(index)
+
+
+@with_options
+class Mosaic(RICAP):
+    """Put four samples, resized, into the corners of one, as detectors are trained (Bochkovskiy et al., 2020).
+
+    :class:`RICAP` with whole samples, filled from the nearest positions, so that masks keep their values.
+
+    Args:
+        alpha: Parameter of Beta(alpha, alpha); > 0. May be a schedule.
+        fold: Use max(u, 1 - u) of each coordinate, so that the original has the largest corner.
+        **kwargs: See :class:`MixHandler`.
+
+    Shape:
+        Inputs ``(B, C, *size)`` of any dtype.
+
+    Raises:
+        ValueError: If the inputs have no spatial axes.
+
+    Reference: https://arxiv.org/abs/2004.10934
+    """
+
+    _whole = True

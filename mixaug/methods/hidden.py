@@ -12,7 +12,8 @@ from ..graph import descends, functions
 from ..handler import MixHandler
 from ..layers import find_places
 from ..lifecycle import OwnHook, own_hooks
-from ..mix import Mix, tensors
+from ..mix import Mix
+from ..nests import tensors
 from ..options import MixOptions, Schedule, flag, with_options
 from ..targets import each, mixed_inputs, unmixable
 from ..torch_private import forget_compiled, unwrapped

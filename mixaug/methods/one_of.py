@@ -30,6 +30,8 @@ def choose(mixes: Sequence[Mix], choice: Tensor) -> Mix:
     >>> choose(mixes, torch.tensor([1, 0])).mask
     tensor([0.6000, 0.8000])
     """
+    if any(mix.then for mix in mixes):
+        raise ValueError("mixes must be of two samples each, to choose among them for each sample, got one of more")
     ndim = max(mix.mask.ndim for mix in mixes)
     masks = [mix.mask.view(len(choice), *[1] * (ndim - mix.mask.ndim), *mix.mask.shape[1:]) for mix in mixes]
     size = torch.broadcast_shapes(*(mask.shape for mask in masks))[1:] if any(mix.source_index for mix in mixes) else ()
@@ -152,7 +154,7 @@ class OneOf(MixHandler):
         try:
             return method.draw(x)
         finally:
-            method._drawn_for = (), None
+            method._drawn_for = (), None, None
 
     def _pick(self) -> MixHandler | None:
         """Choose a method for a batch; None leaves it as it is."""
@@ -250,6 +252,7 @@ def _only_draws(method: MixHandler) -> bool:
     if (
         method.stack_x
         or method.clean
+        or not (method.partners is method.lam_targets is None)
         or not (method._stack_y is method.targets is method.inputs is None)
         or method.seed is not None
         or not method.per_sample
@@ -257,4 +260,4 @@ def _only_draws(method: MixHandler) -> bool:
         return False
     if isinstance(method, OneOf):
         return method.each
-    return method._mixes_input and type(method).before_batch is MixHandler.before_batch
+    return method._k == 2 and method._mixes_input and type(method).before_batch is MixHandler.before_batch

@@ -6,7 +6,8 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from ..handler import MixHandler
-from ..mix import Mix, map_tensors, tensors
+from ..mix import Mix
+from ..nests import map_tensors, tensors
 from ..options import MixOptions, Schedule, with_options
 
 

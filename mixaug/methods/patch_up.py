@@ -10,7 +10,8 @@ from typing_extensions import Unpack
 
 from ..batch import MIX_LATER
 from ..draw import send
-from ..mix import Mix, is_equal, tensors
+from ..mix import Mix
+from ..nests import is_equal, tensors
 from ..options import MixOptions, Schedule, flag, with_options
 from .cut import box_mask
 from .hidden import ManifoldMixup, Pass
