@@ -31,7 +31,8 @@ def verify_loss(loss_func: Callable, pred: Any, yb: tuple, mixed: MixedBatch) ->
     with torch.no_grad():
         if isinstance(owner, FastaiCallback):
             _refuse_mixed(owner, loss_func, _noisy(pred), yb)
-        both = zip(yb, mixed.yb1, mixed.rules, strict=True)
+        first = mixed.yb1 if mixed.lam.ndim == 1 else tuple(y1[0] for y1 in mixed.yb1)
+        both = zip(yb, first, mixed.rules, strict=True)
         partners = tuple(y if callable(rule) or rule == "keep" else y1.to(y.dtype) for y, y1, rule in both)
         if all(map(torch.equal, yb, partners)):
             return False

@@ -20,11 +20,10 @@ def slow_mix(t, mix, source=None):
     size, out, source = mix.mask.shape[1:], [], t if source is None else source
     covered = t.shape[1:][max(0, t.ndim - 1 - len(size)) :] == size or not size
     for i in range(len(t)):
-        samples = [moved(t[i], mix.own_index, i)]
-        samples += [moved(source[part.partner[i]], part.source_index, i) for part in mix.parts]
         if covered:
-            mixed = samples[0]
-            for part, other in zip(mix.parts, samples[1:], strict=True):
+            mixed = moved(t[i], mix.own_index, i)
+            for part in mix.parts:
+                other = moved(source[part.partner[i]], part.source_index, i)
                 keep = part.mask[i]
                 bools = keep.dtype == torch.bool
                 mixed = torch.where(keep, mixed, other) if bools else keep * mixed + (1 - keep) * other
@@ -37,7 +36,7 @@ def slow_mix(t, mix, source=None):
 
 def moved(sample, indices, i):
     for axis, index in enumerate(indices, -len(indices)):
-        sample = sample.index_select(axis, index[i]) if sample.ndim >= -axis and len(index[i]) else sample
+        sample = sample.index_select(axis, index[i])
     return sample
 
 
@@ -52,6 +51,12 @@ def slow_weights(mix, i):
     return [sum(column) / len(rows) for column in zip(*rows, strict=True)]
 
 
+def slow_average(t, mix, weights):
+    """Return a tensor (B, ...) of which each sample is the sum of what weights (B, k) say, a sample at a time."""
+    samples = [[t[i], *(t[part.partner[i]] for part in mix.parts)] for i in range(len(t))]
+    return torch.stack([sum(w * s for w, s in zip(*both, strict=True)) for both in zip(weights, samples, strict=True)])
+
+
 def slow_loss(pred, ys, ys1, lam, loss=F.cross_entropy):
     """Return the mean of lam · L(pred, y) + (1 - lam) · L(pred, y1), a sample at a time; lam (B, k) for k samples."""
     of = lambda i, targets: loss(pred[i : i + 1], *(y[i : i + 1] for y in targets))  # noqa: E731
@@ -64,16 +69,17 @@ def slow_loss(pred, ys, ys1, lam, loss=F.cross_entropy):
 
 
 def slow_weighted(pred, y, y1, lam, weight=None, ignore_index=-100):
-    """Return the cross-entropy that divides by the class weights of both targets, a position at a time."""
+    """Return the cross-entropy that divides by the class weights of all targets, a position at a time."""
+    parts, targets = ((lam, 1 - lam), (y, y1)) if lam.ndim == 1 else (lam.T, (y, *y1))
     total, count = 0.0, 0.0
     logp = pred.log_softmax(1).movedim(1, -1)
     weight = torch.ones(logp.shape[-1]) if weight is None else weight
     for i in range(len(y)):
-        for part, targets in ((lam[i], y[i]), (1 - lam[i], y1[i])):
-            for p, target in zip(logp[i].reshape(-1, logp.shape[-1]), targets.flatten(), strict=True):
+        for part, given in zip(parts, targets, strict=True):
+            for p, target in zip(logp[i].reshape(-1, logp.shape[-1]), given[i].flatten(), strict=True):
                 if target != ignore_index:
-                    total -= part * weight[target] * p[target]
-                    count += part * weight[target]
+                    total -= part[i] * weight[target] * p[target]
+                    count += part[i] * weight[target]
     return total / count
 
 
@@ -139,9 +145,9 @@ class Spy(Callback):
         row.x0, row.y0 = (
             tuple(torch.cat([t] * times) if isinstance(t, Tensor) else t for t in b) for b in (original.xs, original.ys)
         )
-        row.partners = (
-            row.y0 if row.mix is None else tuple(partners_of(y, row.mix) for y in row.y0 if isinstance(y, Tensor))
-        )
+        row.partners = row.y0
+        if row.mix is not None and not self.mixer._mixed.source:
+            row.partners = tuple(partners_of(y, row.mix) for y in row.y0 if isinstance(y, Tensor))
 
     def after_pred(self):
         if self.training:

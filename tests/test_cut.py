@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixaug import FMix, Mix, box_mask, fourier_mask, paste_mask, saliency_peak
+from mixaug import CutMix, FMix, Mix, box_mask, fourier_mask, paste_mask, saliency_peak
 
 
 def lam_of(mask):
@@ -185,3 +185,73 @@ def test_lam_of_half_precision_masks_is_exact(dtype, size):
     mask = torch.rand(3, *size).to(dtype)
     expected = mask.double().flatten(1).mean(1) if size else mask.double()
     torch.testing.assert_close(lam_of(mask), expected.float())
+
+
+# The shape of CutMix's boxes
+
+
+def sides_of(mask):
+    """Return the lengths of the box of each mask (B, *size) along each axis, (B, k)."""
+    axes = range(1, mask.ndim)
+    return torch.stack([(~mask).sum(axis).flatten(1).amax(1) for axis in axes], 1)
+
+
+def test_sides_are_uniform_between_the_shortest_and_the_longest_and_boxes_inside():
+    method = CutMix(sides=(0.2, 0.8), inside=True, seed=0)
+    mask = method.draw(torch.zeros(4000, 1, 100, 200)).mask
+    relative = sides_of(mask) / torch.tensor([100, 200])
+    assert (relative >= 0.19).all()
+    assert (relative <= 0.81).all()
+    assert relative.mean(0).tolist() == pytest.approx([0.5, 0.5], abs=0.01)
+    assert relative.std(0).tolist() == pytest.approx([0.6 / 12**0.5] * 2, abs=0.01)
+    assert torch.corrcoef(relative.T)[0, 1].abs() < 0.05  # each axis by itself
+    assert (relative.prod(1) - (~mask).float().mean((1, 2))).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_the_border_crops_no_box_that_is_inside(inside):
+    method = CutMix(inside=inside, seed=0)
+    method.draw_lam = lambda x, device=None: torch.full((len(x),), 0.75)
+    mask = method.draw(torch.zeros(500, 1, 40, 40)).mask
+    whole = (~mask).sum((1, 2)) == 400
+    assert whole.all() if inside else 0.2 < whole.float().mean() < 0.35  # a quarter of the centers have room
+    touching = (~mask[:, 0]).any(1).float().mean()
+    assert touching.item() == pytest.approx(1 / 21 if inside else 0.25, abs=0.04)
+
+
+def test_the_aspect_changes_the_sides_and_not_the_area():
+    method = CutMix(aspect=4, inside=True, seed=0)
+    method.draw_lam = lambda x, device=None: torch.full((len(x),), 0.91)
+    mask = method.draw(torch.zeros(2000, 1, 200, 100)).mask
+    relative = sides_of(mask) / torch.tensor([200, 100])
+    ratio = relative[:, 0] / relative[:, 1]
+    assert ratio.max().item() == pytest.approx(4, rel=0.1)
+    assert ratio.min().item() == pytest.approx(0.25, rel=0.1)
+    assert ratio.log().mean().abs() < 0.05
+    assert (~mask).float().mean((1, 2)).tolist() == pytest.approx([0.09] * 2000, rel=0.1)
+
+
+def test_a_longer_side_is_at_most_the_whole_length():
+    method = CutMix(aspect=100, inside=True, seed=0)
+    method.draw_lam = lambda x, device=None: torch.full((len(x),), 0.5)
+    mix = method.draw(torch.zeros(200, 1, 30, 30))
+    assert torch.equal(mix.lam, mix.mask.float().mean((1, 2)))
+    assert (mix.lam >= 0.45).all()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"sides": (0.8, 0.2)}, {"sides": (0, 2)}, {"sides": 0.5}, {"sides": (0.1, 0.2), "aspect": 2}, {"aspect": 0.5},
+     {"sides": (0.1, 0.2), "fold": True}, {"inside": 1.5}, {"aspect": "2"}],
+)  # fmt: skip
+def test_bad_shapes_of_boxes_are_an_error_at_once(options):
+    with pytest.raises((TypeError, ValueError), match=rf"{next(iter(options))} (must|cannot)"):
+        CutMix(**options)
+
+
+def test_without_shapes_the_boxes_are_those_of_box_mask():
+    x = torch.zeros(8, 1, 9, 7)
+    method, twin = CutMix(1.0, seed=5), CutMix(1.0, seed=5)
+    twin.draw_partner(x)
+    expected = box_mask(twin.draw_lam(x), (9, 7), rng=twin.rng)
+    assert torch.equal(method.draw(x).mask, expected)

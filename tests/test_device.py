@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 import mixaug.handler
 from mixaug import (
+    RICAP,
     CMixup,
     CutMix,
     Mix,
@@ -97,7 +98,12 @@ def unverified(monkeypatch, request):
 @pytest.fixture
 def cpu_generators(monkeypatch):
     """Generators for a simulated device, which has none."""
-    monkeypatch.setattr(torch, "Generator", lambda device: torch.default_generator)
+
+    class Generator:  # a class: torch's own annotations name it
+        def __new__(cls, device):
+            return torch.default_generator
+
+    monkeypatch.setattr(torch, "Generator", Generator)
 
 
 def on_device(method, device, steps, x=None):
@@ -171,8 +177,11 @@ def cost(method):
         (CutMix, 26, 4.6),  # a mask of a quarter of the batch is made, read and counted
         (OutputMixup, 22, 0.1),
         (lambda alpha: OneOf(MixUp(alpha), CutMix(alpha), per_sample=True), 36, 12.8),
+        (lambda alpha: MixUp(alpha, k=3), 51, 16.1),
+        (RICAP, 80, 83.1),  # four crops along two axes, each by indices for every position
+        (lambda alpha: CutMix(alpha, partners="last"), 26, 4.6),
     ],
-    ids=["MixUp", "CutMix", "OutputMixup", "OneOf, each sample"],
+    ids=["MixUp", "CutMix", "OutputMixup", "OneOf, each sample", "three", "RICAP", "last"],
 )
 def test_cost_on_a_gpu(method, kernels, batches):
     launched, touched = cost(method)

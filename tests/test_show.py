@@ -79,14 +79,9 @@ def test_what_is_shown_is_the_mix_of_the_batch(method):
 
 def test_samples_are_shown_from_the_strongest_mixing_to_the_weakest():
     lam = torch.tensor([0.99, 0.98, 0.97, 0.5, 0.1, 0.96, 1.0, 0.7])
-    assert lam[spread(torch.stack([lam, 1 - lam], 1), 4)].tolist() == pytest.approx(
-        [0.5, 0.7, 0.1, 1.0]
-    )  # |lam - 0.5|: 0, 0.2, 0.4, 0.5
-    assert (
-        sorted(spread(torch.stack([lam, 1 - lam], 1), 8).tolist())
-        == sorted(spread(torch.stack([lam, 1 - lam], 1), 20).tolist())
-        == list(range(8))
-    )
+    weights = torch.stack([lam, 1 - lam], 1)
+    assert lam[spread(weights, 4)].tolist() == pytest.approx([0.5, 0.7, 0.1, 1.0])  # |lam - 0.5|: 0, 0.2, 0.4, 0.5
+    assert sorted(spread(weights, 8).tolist()) == sorted(spread(weights, 20).tolist()) == list(range(8))
     assert spread(torch.tensor([[0.7, 0.3]] * 8), 3).tolist() == [0, 1, 2]
     dls, title = data("continuous")
     titles = [ax.get_title() for ax in MixUp(0.4).show_batch(dls, max_n=4)]

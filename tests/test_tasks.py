@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from common import BS, EVERY, METHODS, C, N, classes, cnn, images, learner, replace, trained
 from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat, L1LossFlat, MSELossFlat
 from fastai.torch_core import TensorBase
-from reference import close, slow_loss, slow_mix, slow_weighted
+from reference import close, partners_of, slow_average, slow_loss, slow_mix, slow_weighted, slow_weights
 from torch import nn
 
-from mixaug import ManifoldMixup, Mix
+from mixaug import ManifoldMixup
 
 SIZE = (5, 6)
 WEIGHT = torch.tensor([0.1, 1.0, 20.0])
@@ -161,7 +161,8 @@ def test_task(task, method):
     learn.fit(2, 0.01)
     for row in learn.spy.batches:
         mix, lam, cut = row.mix, row.lam, row.mix.mask.dtype == torch.bool
-        close(lam, mix.mask.float().flatten(1).mean(1) if mix.mask.ndim > 1 else mix.mask)
+        weights = torch.tensor([slow_weights(mix, i) for i in range(len(lam))])
+        close(lam, weights if mix.then else weights[:, 0])
         assert cut or mix.mask.ndim > 1 or len(lam.unique()) >= task.lams
         for got, x in zip(row.x, row.x0, strict=True):
             close(got, slow_mix(x, mix) if row.place == "input" else x)
@@ -170,12 +171,12 @@ def test_task(task, method):
         for got, y, rule in zip(row.y, row.y0, rules, strict=True):
             if rule == "loss" or (rule == "mask" and not cut and not y.is_floating_point()):
                 assert torch.equal(got, y)
-                partners.append(y[mix.partner])
+                partners.append(partners_of(y, mix))
             else:
-                y, how = (y, mix) if rule == "mask" else (y.to(got.dtype), Mix(mix.partner, lam))
-                close(got, slow_mix(y, how))
+                y = y if rule == "mask" else y.to(got.dtype)
+                close(got, slow_mix(y, mix) if rule == "mask" else slow_average(y, mix, weights))
                 assert got.dtype == y.dtype
-                partners.append(got)
+                partners.append(got.expand(len(mix.parts), *got.shape) if mix.then else got)
             original.append(got)
         if task.weighted:
             inner = task.loss.func

@@ -1,0 +1,346 @@
+"""Partners that are not in the batch, labels whose coefficients are not the input's, and the union of labels."""
+
+import itertools
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from common import BS, C, N, classes, cnn, images, learner, trained
+from fastai.data.core import DataLoaders
+from fastai.data.load import DataLoader
+from fastai.losses import BCEWithLogitsLossFlat
+from fastai.torch_core import TensorImage, set_seed
+from reference import close, slow_average, slow_loss, slow_mix
+from torch import nn
+
+from mixaug import (
+    CMixup,
+    CutMix,
+    ManifoldMixup,
+    Mix,
+    MixedMetric,
+    MixUp,
+    OneOf,
+    OutputMixup,
+    PatchUp,
+    SaliencyMix,
+    mix_batch,
+    remix,
+)
+
+FEWER, AS_MANY, MORE = 3, BS, 13
+
+
+def batches(*sizes):
+    """Return batches of other images and classes, of these sizes."""
+    return [(images(n=n) + 10, classes(n=n)) for n in sizes]
+
+
+def seen(method, **kwargs):
+    """Return a trained learner's batches, and the batch of partners of each."""
+    learn = trained(method, fit=(2, 0.01), **kwargs)
+    return learn.spy.batches
+
+
+def sources_of(given, n):
+    return itertools.islice(itertools.cycle(given), n)
+
+
+@pytest.mark.parametrize("sizes", [(FEWER,), (AS_MANY,), (MORE,), (FEWER, MORE), (1,)])
+@pytest.mark.parametrize(
+    "make", [MixUp, CutMix, lambda alpha, **kw: MixUp(alpha, k=3, **kw)], ids=["MixUp", "CutMix", "k"]
+)
+def test_inputs_and_losses_are_of_the_loaders_partners_again_and_again(make, sizes):
+    given = batches(*sizes)
+    kept = [(x.clone(), y.clone()) for x, y in given]
+    rows = seen(make(1.0, partners=given))
+    assert len(rows) == 6  # two epochs of 8, 8 and 6 samples
+    for row, (x, y) in zip(rows, sources_of(given, len(rows)), strict=True):
+        close(row.x[0], slow_mix(row.x0[0], row.mix, x))
+        partners = [y[part.partner] for part in row.mix.parts]
+        close(row.loss, slow_loss(row.pred, row.y0, [torch.stack(partners) if row.mix.then else partners[0]], row.lam))
+        for part in row.mix.parts:  # as evenly as possible
+            counts = part.partner.bincount(minlength=len(x))
+            assert counts.max() - counts.min() <= 1
+    assert all(torch.equal(a, b) for both in zip(given, kept, strict=True) for a, b in zip(*both, strict=True))
+
+
+def test_the_last_batch_of_a_loader_may_be_smaller_and_a_single_sample_is_mixed():
+    given = batches(2, 5)
+    x, y = images(n=1), classes(n=1)
+    mixed = mix_batch(MixUp(8.0, partners=given), x, y, F.cross_entropy)
+    close(mixed.xb[0], slow_mix(x, mixed.mix, given[0][0]))
+    assert mixed.lam.item() < 1
+
+
+def test_the_partner_is_taken_from_the_batch_before():
+    rows = seen(CutMix(1.0, partners="last"))
+    for i, row in enumerate(rows):
+        x, y = (row.x0[0], row.y0[0]) if i == 0 else (rows[i - 1].x0[0], rows[i - 1].y0[0])
+        close(row.x[0], slow_mix(row.x0[0], row.mix, x))
+        close(row.loss, slow_loss(row.pred, row.y0, [y[row.mix.partner]], row.lam))
+
+
+def test_a_batch_of_another_size_is_no_source_of_partners():
+    method = MixUp(1.0, partners="last")
+    for size in ((5, 6), (7, 8), (7, 8)):
+        x = images(size, n=4)
+        mixed = mix_batch(method, x, classes(n=4), F.cross_entropy)
+        expected = slow_mix(x, mixed.mix) if mixed.source is None else slow_mix(x, mixed.mix, mixed.source[0])
+        close(mixed.xb[0], expected)
+    assert mixed.source is not None
+
+
+def test_noise_without_targets_keeps_the_labels():
+    noise = [images(n=BS)]
+    rows = seen(MixUp(8.0, partners=noise, targets="keep"))
+    for row in rows:
+        close(row.x[0], slow_mix(row.x0[0], row.mix, noise[0]))
+        close(row.loss, F.cross_entropy(row.pred, row.y0[0]))
+    with pytest.raises(ValueError, match=r'Expected batches of partners like.*targets="keep"'):
+        learner(MixUp(partners=noise)).fit(1)
+
+
+def test_averaged_and_dense_targets_are_of_the_partners_too():
+    x, y, xs, ys = images(n=4), torch.rand(4, C), images(n=5), torch.rand(5, C)
+    mixed = mix_batch(MixUp(8.0, partners=[(xs, ys)]), x, y, nn.MSELoss())
+    close(mixed.yb[0], slow_mix(y, mixed.mix, ys))
+    y, ys = classes(5, 6, n=4), classes(5, 6, n=5)
+    mixed = mix_batch(CutMix(1.0, partners=[(xs, ys)]), x, y, F.cross_entropy)
+    assert mixed.rules == ("mask",)
+    assert torch.equal(mixed.yb[0], slow_mix(y, mixed.mix, ys))
+    mixed = mix_batch(MixUp(8.0, partners=[(xs, classes(n=5))], stack_x=True), x, classes(n=4), F.cross_entropy)
+    assert torch.equal(mixed.xb[1], xs[mixed.mix.partner])
+
+
+def test_the_box_is_where_the_other_loaders_sample_stands_out():
+    xs = torch.zeros(4, 1, 40, 40)
+    xs[:, :, 29:31, 8:10] = 1
+    for lam in (0.8, 0.9):
+        method = SaliencyMix(1.0, partners=[(xs, classes(n=4))])
+        method.draw_lam = lambda x, device=None, lam=lam: torch.full((len(x),), lam)
+        mixed = mix_batch(method, torch.zeros(4, 1, 40, 40), classes(n=4), F.cross_entropy)
+        assert not mixed.mix.mask[:, 29, 8].any()
+
+
+def test_one_of_several_methods_may_take_partners_from_elsewhere():
+    given, places = batches(MORE), set()
+    for row in seen(OneOf(MixUp(1.0, partners=given), CutMix(1.0), seed=1), x=images(n=64)):
+        source = given[0] if isinstance(row.chosen, MixUp) else (row.x0[0], row.y0[0])
+        close(row.x[0], slow_mix(row.x0[0], row.mix, source[0]))
+        close(row.loss, slow_loss(row.pred, row.y0, [source[1][row.mix.partner]], row.lam))
+        places.add(type(row.chosen))
+    assert places == {MixUp, CutMix}
+
+
+def fastai_loader():
+    return DataLoader(list(zip(torch.rand(N, 2, 5, 6), classes(), strict=True)), bs=5, shuffle=True, num_workers=0)
+
+
+def torch_loader():
+    data = torch.utils.data.TensorDataset(torch.rand(N, 2, 5, 6), torch.arange(N) % C)
+    return torch.utils.data.DataLoader(data, batch_size=5, shuffle=True, num_workers=1)
+
+
+@pytest.mark.parametrize("loader", [fastai_loader, torch_loader])
+def test_loaders_and_their_workers_are_reproducible(loader):
+    x, y, runs = images(), classes(), []
+    for _ in range(2):
+        set_seed(3)
+        method = MixUp(1.0, partners=loader(), seed=1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of os.fork beside threads
+            runs.append([row.x[0] for row in trained(method, x, y, fit=(1, 0.01), model=cnn()).spy.batches])
+    assert all(map(torch.equal, *runs))
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation")  # of fastai's images
+def test_a_fit_begins_at_the_first_batch_and_pictures_take_none():
+    given = batches(BS, BS)
+    method = MixUp(8.0, partners=given)
+    learn = learner(method)
+    learn.fit(1)
+    items = [(TensorImage(x), y) for x, y in zip(torch.rand(N, 3, 8, 8), classes(), strict=True)]
+    dls = DataLoaders.from_dsets(items, items, bs=BS, num_workers=0)
+    picture = MixUp(8.0, partners=list(dls.train))
+    assert len(picture.show_batch(dls, max_n=4)) == 4
+    assert picture._source.iterator is None
+    learn.spy.batches.clear()
+    learn.fit(1)
+    (first, *_) = learn.spy.batches
+    close(first.x[0], slow_mix(first.x0[0], first.mix, given[0][0]))
+
+
+def test_metrics_see_the_partners_of_the_other_loader():
+    given = batches(BS)
+    learn = learner(MixUp(8.0, partners=given), metrics=MixedMetric(lambda pred, y: F.cross_entropy(pred, y)))
+    learn.recorder.train_metrics = True
+    learn.fit(1)
+    rows = learn.spy.batches
+    expected = sum(row.loss * len(row.x[0]) for row in rows) / N
+    assert learn.recorder.values[0][1] == pytest.approx(expected.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "match"),
+    [
+        (lambda: MixUp(partners="first"), TypeError, 'partners must be a loader.*"last"'),
+        (lambda: MixUp(partners=3), TypeError, "partners must be a loader"),
+        (lambda: MixUp(partners=torch.rand(3)), TypeError, "partners must be a loader"),
+        (lambda: MixUp(partners=DataLoaders(fastai_loader(), fastai_loader())), TypeError, "Use dls.train"),
+        (lambda: MixUp(partners=[], pair="same"), ValueError, "cannot go with pair"),
+        (lambda: MixUp(partners=[], clean=True), ValueError, "cannot go with clean"),
+        (lambda: MixUp(partners=[], targets=lambda mix, y: y), ValueError, "functions in targets"),
+        (lambda: MixUp(partners=[], inputs=(None, lambda mix, x: x)), ValueError, "functions in inputs"),
+        (lambda: ManifoldMixup(partners=[]), ValueError, "ManifoldMixup: these need them in the batch"),
+        (lambda: OutputMixup(partners=[]), ValueError, "OutputMixup: these"),
+        (lambda: PatchUp(partners=[]), ValueError, "PatchUp: these"),
+        (lambda: CMixup(partners=[]), ValueError, "CMixup: these"),
+        (lambda: OneOf(MixUp(partners=[]), per_sample=True), ValueError, "leave the rest to OneOf"),
+        (lambda: MixUp(lam_targets=0.5), TypeError, "lam_targets must be a function"),
+        (lambda: remix([1, 0]), ValueError, "counts must be a number > 0"),
+        (lambda: remix([1, 2], kappa=0.5), ValueError, "kappa must be a number >= 1"),
+        (lambda: remix([1, 2], tau=2), ValueError, "tau must be a number from 0 to 1"),
+    ],
+)
+def test_what_cannot_be_is_an_error_at_once(make, error, match):
+    with pytest.raises(error, match=match):
+        make()
+
+
+@pytest.mark.parametrize("given", [[], (b for b in batches(BS))], ids=["empty", "a generator"])
+def test_partners_that_end_are_an_error(given):
+    with pytest.raises(ValueError, match=r"partners must have batches again and again.*generator ends"):
+        learner(MixUp(partners=given)).fit(1)
+
+
+@pytest.mark.parametrize(
+    "wrong", [(images((4, 6), n=BS), classes(n=BS)), (images(n=BS), classes(2, n=BS)), (images(n=BS),) * 3]
+)
+def test_partners_of_another_form_are_an_error(wrong):
+    with pytest.raises(ValueError, match="Expected batches of partners like those to mix"):
+        learner(MixUp(partners=[wrong])).fit(1)
+
+
+def test_a_mix_of_partners_from_elsewhere_is_not_used_again():
+    method = MixUp(partners=batches(4))
+    x, y = images(n=4), classes(n=4)
+    mixed = mix_batch(method, x, y, F.cross_entropy)
+    with pytest.raises(ValueError, match="mix must be None"):
+        mix_batch(method, x, y, F.cross_entropy, mix=mixed.mix)
+
+
+# Coefficients of the labels
+
+
+def slow_remix(lam, y, y1, counts, kappa, tau):
+    for_i = counts[y] / counts[y1]
+    if for_i >= kappa and lam < tau:
+        return 0.0
+    if for_i <= 1 / kappa and 1 - lam < tau:
+        return 1.0
+    return lam
+
+
+@pytest.mark.parametrize("tau", [0.0, 0.5, 0.9])
+def test_remix_is_the_papers_rule(tau):
+    counts = [100, 30, 5]
+    rows = seen(MixUp(1.0, fold=False, lam_targets=remix(counts, 3, tau)), x=images(n=64), y=classes(n=64))
+    changed = 0
+    for row in rows:
+        both = zip(row.mix.lam.tolist(), row.y0[0].tolist(), row.partners[0].tolist(), strict=True)
+        expected = torch.tensor([slow_remix(*sample, counts, 3, tau) for sample in both])
+        close(row.lam, expected)
+        close(row.x[0], slow_mix(row.x0[0], row.mix))  # by the coefficient of the input
+        close(row.loss, slow_loss(row.pred, row.y0, row.partners, expected))
+        changed += (row.lam != row.mix.lam).sum()
+    assert bool(changed) == (tau > 0)
+
+
+def test_averaged_labels_have_the_coefficient_of_the_targets():
+    x, y = images(n=6), torch.rand(6, C)
+    for method in (
+        MixUp(8.0, lam_targets=lambda mix, y, y1: mix.lam.sqrt()),
+        CutMix(lam_targets=lambda mix, y, y1: mix.lam**2),
+    ):
+        mixed = mix_batch(method, x, y, nn.MSELoss())
+        lam = mixed.mix.lam.sqrt() if type(method) is MixUp else mixed.mix.lam**2
+        close(mixed.yb[0], slow_average(y, mixed.mix, torch.stack([lam, 1 - lam], 1)))
+        close(mixed.xb[0], slow_mix(x, mixed.mix))
+
+
+def test_the_coefficient_may_be_the_visible_foreground():
+    x, y = images(n=6), classes(5, 6, high=2, n=6)
+
+    def visible(mix, y, y1):
+        own, other = ((t > 0) & part for t, part in ((y, mix.mask), (y1, ~mix.mask)))
+        return own.flatten(1).sum(1) / (own | other).flatten(1).sum(1).clamp(min=1)
+
+    mixed = mix_batch(CutMix(lam_targets=visible), x, y, F.cross_entropy)
+    for i, j in enumerate(mixed.mix.partner.tolist()):
+        own, other = (y[i] * mixed.mix.mask[i]).sum(), (y[j] * ~mixed.mix.mask[i]).sum()
+        assert mixed.lam[i].item() == pytest.approx((own / (own + other).clamp(min=1)).item())
+
+
+@pytest.mark.parametrize("method", [ManifoldMixup, OutputMixup, PatchUp])
+def test_methods_inside_of_the_model_combine_losses_by_it_too(method):
+    for row in seen(method(1.0, lam_targets=lambda mix, y, y1: mix.lam**2)):
+        close(row.lam, row.mix.lam**2)
+        close(row.loss, slow_loss(row.pred, row.y0, row.partners, row.mix.lam**2))
+
+
+def test_one_lam_for_the_batch_may_have_other_coefficients_of_labels():
+    for row in seen(MixUp(1.0, per_sample=False, fold=False, lam_targets=remix([100, 30, 5]))):
+        assert len(row.mix.lam.unique()) == 1
+        close(row.loss, slow_loss(row.pred, row.y0, row.partners, row.lam))
+
+
+@pytest.mark.parametrize(
+    ("rule", "loss", "match"),
+    [
+        (lambda mix, y, y1: mix.lam[:2], None, r"Expected coefficients \(8,\) from lam_targets"),
+        (lambda mix, y, y1: 0.5, None, r"Expected coefficients \(8,\) from lam_targets"),
+        (lambda mix, y, y1: mix.lam + 1, None, "Expected coefficients from 0 to 1"),
+        (lambda mix, y, y1: mix.lam, lambda pred, y: F.cross_entropy(pred, y) ** 2, "Expected a loss that is known"),
+    ],
+)
+def test_bad_coefficients_are_an_error(rule, loss, match):
+    with pytest.raises(ValueError, match=match):
+        learner(MixUp(lam_targets=rule), loss=loss).fit(1)
+
+
+def test_remix_needs_class_indices_and_two_samples():
+    for method, y in (
+        (MixUp(lam_targets=remix([1, 2, 3])), torch.rand(N, C)),
+        (MixUp(k=3, lam_targets=remix([1, 2, 3])), None),
+    ):
+        loss = BCEWithLogitsLossFlat() if y is not None else None
+        with pytest.raises(ValueError, match=r"Expected class indices.*mixes of two samples for remix"):
+            learner(method, y=y, loss=loss).fit(1)
+
+
+# The union of labels
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.int64, torch.bool])
+@pytest.mark.parametrize("k", [2, 3])
+def test_a_mix_has_the_labels_of_all_its_samples(kind, k):
+    x, y = images(n=6), classes(5, high=2, n=6).to(kind)
+    mixed = mix_batch(MixUp(8.0, k=k, targets="union"), x, y, nn.BCEWithLogitsLoss())
+    for i in range(6):
+        samples = [y[i], *(y[part.partner[i]] for part in mixed.mix.parts)]
+        assert mixed.yb[0][i].tolist() == [max(values) for values in zip(*(s.tolist() for s in samples), strict=True)]
+    assert mixed.yb[0].dtype == kind
+
+
+def test_a_sample_that_is_not_mixed_has_its_own_labels():
+    y = torch.tensor([[1, 0], [0, 1]])
+    mix = Mix(torch.tensor([1, 0]), torch.tensor([1.0, 0.6]))
+    mixed = mix_batch(MixUp(targets="union"), torch.rand(2, 3), y, nn.BCEWithLogitsLoss(), mix=mix)
+    assert mixed.yb[0].tolist() == [[1, 0], [1, 1]]
+
+
+def test_class_indices_have_no_union():
+    with pytest.raises(ValueError, match=r'Expected labels \(B, K\) for targets="union"'):
+        learner(MixUp(targets="union")).fit(1)
