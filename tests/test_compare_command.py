@@ -437,11 +437,11 @@ def test_titles_of_tiles_do_not_overlap_and_dollars_are_drawn():
 def test_tiles_are_the_mixed_images_or_original_beside_partner():
     x, names = torch.rand(64, 1, 6, 6), [str(i) for i in range(64)]
     for image, title in images.tiles(x, names, MixUp(1)):
-        lam, i, rest, partner = re.fullmatch(r"(\S+) (\d+) \+ (\S+) (\d+)", title).groups()
+        lam, i, rest, partner = re.fullmatch(r"(\S+) × (\d+) \+ (\S+) × (\d+)", title).groups()
         assert float(lam) + float(rest) == pytest.approx(1)
         assert torch.allclose(image, float(lam) * x[int(i)] + float(rest) * x[int(partner)], atol=0.01)
     for image, title in images.tiles(x, names, NAMES["output_mixup"](1)):
-        i, partner = map(int, re.fullmatch(r"\S+ (\d+) \+ \S+ (\d+)", title).groups())
+        i, partner = map(int, re.fullmatch(r"\S+ × (\d+) \+ \S+ × (\d+)", title).groups())
         assert torch.equal(image, torch.cat([x[i], torch.ones(1, 6, 1), x[partner]], -1))
 
 

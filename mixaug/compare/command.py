@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from fastai.torch_core import default_device
+from fastai.torch_core import default_device, to_device
 from matplotlib.backend_bases import FigureCanvasBase
 
 from .cache import to_json
@@ -133,7 +133,7 @@ def try_out(task: Task, methods: dict[str, Make], options: Any) -> None:
     """Raise an error if fastai cannot read the table, or the model or a method does not take the data."""
     try:
         learn = task.new_learner(0)
-        batch = learn.dls.one_batch()
+        batch: Any = to_device(learn.dls.one_batch(), learn.dls.device)  # tables come from the CPU
         with torch.no_grad():
             learn.model.to(learn.dls.device).eval()(*batch[: learn.dls.n_inp])
     except Exception as error:  # an unknown name, or a network that fails for this size, raises errors of many kinds

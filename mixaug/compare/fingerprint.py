@@ -1,6 +1,7 @@
 """What can be told of a learner and of functions: runs are used again only where all of it is the same."""
 
 import hashlib
+import inspect
 import re
 import sys
 import sysconfig
@@ -21,6 +22,7 @@ from torch import Tensor
 from ..nests import tensors
 
 _SIMPLE = (bool, int, float, complex, str, bytes, type(None))
+_TOLD = (*_SIMPLE, list, tuple, FunctionType, MethodType, partial)  # attributes of an object
 
 
 def digest(parts: Iterable[Any]) -> str:
@@ -72,14 +74,33 @@ def told(value: Any, seen: tuple = ()) -> Any:
     if isinstance(value, (type, BuiltinFunctionType)):
         return f"{value.__module__}.{value.__qualname__}"
     shown = re.sub(r" at 0x\w+", "", repr(value))
-    state = {name: v for name, v in getattr(value, "__dict__", {}).items() if isinstance(v, _SIMPLE)}
+    defaults = _defaults(type(value))  # not told, so that a new option changes nothing
+    state = {
+        name: told(v, inside)
+        for name, v in getattr(value, "__dict__", {}).items()
+        if isinstance(v, _TOLD) and not (v is None or name.startswith("_") or _is(v, defaults.get(name)))
+    }
     return [type(value).__qualname__, shown, state]
+
+
+def _is(value: Any, default: Any) -> bool:
+    return value is default or (isinstance(value, _SIMPLE) and value == default)
+
+
+def _defaults(kind: type) -> dict[str, Any]:
+    try:
+        return {name: p.default for name, p in inspect.signature(kind).parameters.items()}
+    except (TypeError, ValueError):  # built in
+        return {}
 
 
 def _function(f: FunctionType, seen: tuple) -> Any:
     installed = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib"))
     if f.__code__.co_filename.startswith(installed) or str(f.__module__).split(".")[0] == "mixaug":
-        return f"{f.__module__}.{f.__qualname__}"  # its version is told
+        name = f"{f.__module__}.{f.__qualname__}"  # its version is told
+        if not name.startswith("mixaug.targets."):  # others hold what is told elsewhere
+            return name
+        return [name, *(told(cell.cell_contents, seen) for cell in f.__closure__ or ())]
 
     def code(c: CodeType) -> list:
         consts = [code(v) if isinstance(v, CodeType) else told(v) for v in c.co_consts]
