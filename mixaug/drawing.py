@@ -35,7 +35,6 @@ class Drawing(OnOneLearner):
     inputs: Any
     clean: bool
     _mixes_input: bool
-    partners: Any = None
     lam_targets: LabelLam | None = None
     _source: Source | None = None  # of partners that are not in the batch
     _rng: np.random.Generator | None = None
@@ -73,9 +72,16 @@ class Drawing(OnOneLearner):
             return sample_partner(len(x), x.device, rng=self.rng)
         return sample_partner_by_targets(self.pair, self._drawn_for[0], len(x), self.rng)
 
-    def _set_source(self, partners: Any) -> None:
-        """Take partners from elsewhere; ValueError if something else wants them in the batch."""
-        self._source = Source(partners)
+    @property
+    def partners(self) -> Any:
+        """Where partners are taken from: a loader or another iterable, "last", or None: the batch."""
+        return self._source and self._source.batches
+
+    @partners.setter
+    def partners(self, partners: Any) -> None:
+        self._source = None if partners is None else Source(partners)
+        if partners is None:
+            return
         wanted = {"pair": self.pair is not None,
                   type(self).__name__: type(self).draw_partner is not Drawing.draw_partner or not self._mixes_input,
                   "clean": self.clean, "functions in targets": _has_function(self.targets),

@@ -137,8 +137,6 @@ class MixHandler(Drawing):
         if not (lam_targets is None or callable(lam_targets)):
             raise TypeError(f"lam_targets must be a function (mix, y, y1), got {lam_targets!r}")
         self.partners, self.lam_targets = partners, lam_targets
-        if partners is not None:
-            self._set_source(partners)
         self._needs_average = self._needs_average or self.clean or lam_targets is not None
 
     def __repr__(self) -> str:

@@ -22,9 +22,9 @@ from fastai.layers import AdaptiveAvgPool, ConvLayer, ResBlock
 from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
 from torch import nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
 
-from mixaug import CutMix, FMix, ManifoldMixup, MixUp, OneOf, OutputMixup, PatchUp, ResizeMix, SaliencyMix
+from mixaug import CutMix, FMix, ManifoldMixup, MixUp, OneOf, OutputMixup, PatchUp, ResizeMix, SaliencyMix, remix
 from mixaug.compare import Comparison, compare
 from mixaug.compare.learners import class_metrics, noisy
 
@@ -98,6 +98,23 @@ def attacked(learn, step=0.05):
         return 100 * (learn.model(x + step * grad.sign()).argmax(1) == y).float().mean().item()
 
 
+class Balanced(MixUp):
+    "MixUp with partners that are as often of each class."
+
+    def before_fit(self):
+        (_, y), data = self.learn.dls.train_ds.tensors, self.learn.dls.train_ds
+        self.partners = DataLoader(data, 64, sampler=WeightedRandomSampler(1 / y.bincount()[y], len(y)))
+        super().before_fit()
+
+
+class Remix(MixUp):
+    "MixUp whose labels favor rare classes."
+
+    def before_fit(self):
+        self.lam_targets = remix(self.learn.dls.train_ds.tensors[1].bincount())
+        super().before_fit()
+
+
 FOUR = {"none": None, "MixUp(.4)": MixUp(0.4), "CutMix(1)": CutMix(1), "OneOf": OneOf(MixUp(0.4), CutMix(1))}
 ALL = {
     **FOUR,
@@ -126,6 +143,7 @@ VARIANTS = {
 ALPHAS = {".1": 0.1, ".4": 0.4, "1": 1, "2": 2, "8": 8}
 ALPHA = {f"{cls.__name__}({a})": cls(alpha) for cls in (MixUp, ManifoldMixup) for a, alpha in ALPHAS.items()}
 NOISY = {"none": None, "MixUp(.4)": MixUp(0.4), "MixUp(8)": MixUp(8), "CutMix(1)": CutMix(1)}
+TAIL = {f"{cls.__name__}(1)": cls(1, fold=False) for cls in (MixUp, Balanced, Remix)}
 EXPERIMENTS = {
     "methods": {"methods": ALL},
     "augmented": {"methods": FOUR, "augment": True},
@@ -138,7 +156,7 @@ EXPERIMENTS = {
     "epochs=80": {"methods": FOUR, "epochs": 80},
     "noise=0.2": {"methods": NOISY, "noise": 0.2},
     "noise=0.4": {"methods": NOISY, "noise": 0.4},
-    "tail=20": {"methods": FOUR, "tail": 20},
+    "tail=20": {"methods": FOUR | TAIL, "tail": 20},
     "tail=20, weights": {"methods": FOUR, "tail": 20, "weights": True},
 }
 
