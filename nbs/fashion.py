@@ -24,7 +24,20 @@ from fastai.losses import CrossEntropyLossFlat
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
 
-from mixaug import CutMix, FMix, ManifoldMixup, MixUp, OneOf, OutputMixup, PatchUp, ResizeMix, SaliencyMix, remix
+from mixaug import (
+    RICAP,
+    CutMix,
+    FMix,
+    ManifoldMixup,
+    MixUp,
+    Mosaic,
+    OneOf,
+    OutputMixup,
+    PatchUp,
+    ResizeMix,
+    SaliencyMix,
+    remix,
+)
 from mixaug.compare import Comparison, compare
 from mixaug.compare.learners import class_metrics, noisy
 
@@ -136,7 +149,6 @@ VARIANTS = {
     "MixUp(10, clean=True)": MixUp(10, clean=True),
     "CutMix(1, stop=-5)": CUT(stop=-5),
     "CutMix(1, prob=.5)": CUT(prob=0.5),
-    "CutMix(1, fold=False)": CUT(fold=False),
     "CutMix(1, per_sample=False)": CUT(per_sample=False),
     "CutMix(1, clean=True)": CUT(clean=True),
 }
@@ -144,13 +156,16 @@ ALPHAS = {".1": 0.1, ".4": 0.4, "1": 1, "2": 2, "8": 8}
 ALPHA = {f"{cls.__name__}({a})": cls(alpha) for cls in (MixUp, ManifoldMixup) for a, alpha in ALPHAS.items()}
 NOISY = {"none": None, "MixUp(.4)": MixUp(0.4), "MixUp(8)": MixUp(8), "CutMix(1)": CutMix(1)}
 TAIL = {f"{cls.__name__}(1)": cls(1, fold=False) for cls in (MixUp, Balanced, Remix)}
+MORE = {"none": None, "MixUp(.4, k=3)": MIX(k=3), "RICAP(.3)": RICAP(0.3), "Mosaic(.3)": Mosaic(0.3)}
 EXPERIMENTS = {
     "methods": {"methods": ALL},
     "augmented": {"methods": FOUR, "augment": True},
     "augmented, epochs=80": {"methods": FOUR, "augment": True, "epochs": 80},
     "variants": {"methods": VARIANTS},
+    "more than two": {"methods": MORE},
     "alpha": {"methods": {"none": None, **ALPHA}},
     "n=500": {"methods": FOUR, "n": 500},
+    "n=1000": {"methods": FOUR, "n": 1000},
     "n=4000": {"methods": FOUR, "n": 4000},
     "epochs=20": {"methods": FOUR, "epochs": 20},
     "epochs=80": {"methods": FOUR, "epochs": 80},

@@ -113,6 +113,10 @@ def names(data, tmp_path, monkeypatch):
         "model": model,
         "x": torch.rand(2, 3, 8, 8),
         "layer": model[0],
+        "counts": [5, 5],
+        "backgrounds": [torch.rand(4, 3, 8, 8)],
+        "balanced": [(torch.rand(4, 3, 8, 8), torch.tensor([0, 1, 0, 1]))],
+        "guessed": [(torch.rand(4, 3, 8, 8), torch.rand(4, 2))],
         "torch": torch,
     }
 
