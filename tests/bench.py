@@ -30,7 +30,7 @@ from fastai.callback.progress import ProgressCallback
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner, Recorder
 from fastai.losses import CrossEntropyLossFlat
-from fastai.torch_core import TensorCategory, TensorImage, default_device
+from fastai.torch_core import TensorCategory, TensorImage, default_device, defaults
 from torch import nn
 
 from mixaug import CutMix, FMix, MixUp, OneOf, ResizeMix, blend, sample_partner
@@ -335,18 +335,19 @@ def main(*args):
     options = parser.parse_args(args)
     threads = torch.get_num_threads()
     torch.set_num_threads(options.threads)
-    torch.set_default_device(options.device)
+    use_cuda = defaults.use_cuda
     default_device(options.device != "cpu")  # of fastai
     random.seed(0)
     torch.manual_seed(0)
     used = ", ".join(f"{name} {version(name)}" for name in ("torch", "fastai", *PEERS))
     where = torch.cuda.get_device_name() if options.device == "cuda" else f"{options.threads} thread(s)"
     print(f"{platform.machine()}, {where}, Python {platform.python_version()}, {used}\n")
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), torch.device(options.device):
         warnings.simplefilter("ignore")
         for name in options.only.split(","):
             TABLES[name](options.rounds)
     torch.set_num_threads(threads)
+    defaults.use_cuda = use_cuda
     print("Goals missed:" if missed else "Every goal is reached.", *missed, sep="\n- " if missed else "")
 
 

@@ -146,7 +146,7 @@ class Spy(Callback):
             tuple(torch.cat([t] * times) if isinstance(t, Tensor) else t for t in b) for b in (original.xs, original.ys)
         )
         row.partners = row.y0
-        if row.mix is not None and not self.mixer._mixed.source:
+        if row.mix is not None and not getattr(self.mixer._mixed, "source", None):
             row.partners = tuple(partners_of(y, row.mix) for y in row.y0 if isinstance(y, Tensor))
 
     def after_pred(self):
