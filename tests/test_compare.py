@@ -22,7 +22,7 @@ from fastai.torch_core import params, set_seed
 from fastprogress import fastprogress
 from torch import nn
 
-from mixaug import CutMix, ManifoldMixup, MixUp, OutputMixup
+from mixaug import CutMix, ManifoldMixup, MixUp, OneOf, OutputMixup, remix, target_similarity
 from mixaug.compare import Comparison, compare, ece
 from mixaug.compare.fingerprint import told
 from mixaug.compare.measures import is_lower_better
@@ -664,3 +664,12 @@ def test_progress_is_one_line_on_terminals_and_a_line_for_each_run_in_files(caps
         err = capsys.readouterr().err
         assert err.count("\n") == 1
         assert err.count("run 1 of 2, 0:00 left: none, seed 0") == (2 if terminal else 1)
+
+
+def test_methods_are_told_by_what_is_not_their_default_and_by_what_their_rules_depend_on():
+    assert told(MixUp(0.4)) == told(MixUp()) == ["MixUp", "MixUp(0.4)", {}]  # a new option changes no key
+    rules = [remix([9, 1], kappa) for kappa in (2, 3)]
+    methods = [MixUp(), MixUp(0.5), MixUp(prob=0.5), MixUp(k=3), *(MixUp(lam_targets=rule) for rule in rules)]
+    methods += [OneOf(MixUp(), CutMix()), OneOf(MixUp(prob=0.5), CutMix()), OneOf(MixUp(), CutMix(), per_sample=True)]
+    methods += [MixUp(pair=partial(target_similarity, bandwidth=b)) for b in (1, 2)]
+    assert len({repr(told(method)) for method in methods}) == len(methods)

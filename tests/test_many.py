@@ -1,5 +1,6 @@
 """Mixes of more than two samples: MixUp(k=3), RICAP, Mosaic."""
 
+import itertools
 import math
 
 import pytest
@@ -263,3 +264,25 @@ def test_a_network_learns_from_them():
     learn.fit(8, 0.02)
     first, last = learn.spy.batches[0].loss, learn.spy.batches[-1].loss
     assert last < first
+
+
+def test_a_later_mask_covers_an_earlier_one():
+    torch.manual_seed(0)
+    for bools in (True, False):
+        masks = [torch.rand(6, 4, 5) < 0.6 if bools else torch.rand(6, 4, 5) for _ in range(3)]
+        partners = [torch.randperm(6) for _ in masks]
+        mix = Mix(partners[0], masks[0], then=Mix(partners[1], masks[1], then=Mix(partners[2], masks[2])))
+        x = torch.randn(6, 2, 4, 5)
+        close(mix.lam, torch.tensor([slow_weights(mix, i) for i in range(6)]))
+        close(mix.blend(x), slow_mix(x, mix))
+        constant = torch.randn(6).view(6, 1, 1, 1).expand(6, 1, 4, 5).contiguous()
+        close(mix.blend(constant).mean((1, 2, 3)), slow_average(constant[:, 0, 0, 0], mix, mix.lam))
+
+
+@pytest.mark.parametrize("make", [RICAP, Mosaic, lambda alpha: MixUp(alpha, k=4)])
+def test_each_partner_is_drawn_by_itself(make):
+    mix = make(1.0).draw(torch.zeros(32, 1, 8, 8))
+    drawn = [part.partner for part in mix.parts]
+    assert len(drawn) == 3
+    assert not any(torch.equal(a, b) for a, b in itertools.combinations(drawn, 2))
+    assert not any((partner == torch.arange(32)).any() for partner in drawn)
