@@ -109,17 +109,17 @@ class MixedBatch:
         rules = tuple(
             rule_for(y, said, mix, method, self.loss_func) if said == "mask" else rule for y, said, rule in given
         )
-        lam = lam_of_targets(method, mix, self.original, self.yb1)
+        lam = lam_of_targets(method, mix, self.original, self.yb1, rules)
         yb = mixed_targets(self.original, rules, mix, lam, self.loss_func)
         return replace(self, mix=mix, lam=lam, rules=rules, yb=yb)
 
 
-def lam_of_targets(method: Any, mix: Mix, yb: tuple, yb1: tuple) -> Tensor:
+def lam_of_targets(method: Any, mix: Mix, yb: tuple, yb1: tuple, rules: tuple) -> Tensor:
     """Return the mixing coefficients of the targets: the mix's, or what the method's `lam_targets` makes of them."""
     if method.lam_targets is None:
         return mix.lam
-    if not yb:
-        raise ValueError("Expected targets to choose their coefficients by lam_targets, got none")
+    if not {"loss", "average", "union"}.intersection(rule for rule in rules if not callable(rule)):
+        raise ValueError(f"Expected targets that are mixed by a coefficient for lam_targets, got the rules {rules}")
     lam = method.lam_targets(mix, yb[0], yb1[0])
     if not isinstance(lam, Tensor) or lam.shape != mix.lam.shape:
         shape = getattr(lam, "shape", lam)
@@ -181,12 +181,15 @@ def mix_batch(
             elif method.partners is not None:
                 raise ValueError("mix must be None for partners from elsewhere, which are others in each batch")
             if mix is None and (len(x) > 1 or source):
-                of_x = source and next(s for t, s in zip(tensors(xb), tensors(source[0]), strict=True) if t is x)
-                method._drawn_for = yb, loss_func, of_x
+                places: list = []
+                map_with(lambda t, s: places.append(s) if t is x else None, xb, source and source[0])
+                method._drawn_for, method._took = (yb, loss_func, places[0]), False
                 try:
                     mix = method.draw(x)
                 finally:
                     method._drawn_for = (), None, None
+                if source and not method._took:
+                    raise ValueError("Expected a draw that takes partners from self.draw_partner(x), got others")
         if mix is None or method is None:
             lam = torch.ones(len(x), device=x.device)
             return MixedBatch(xb, yb, yb, lam, ("loss",) * len(yb), False, method, None, yb, loss_func)
@@ -208,7 +211,7 @@ def mix_batch(
         xs, ys = source or ((), ())
         # Partners that have no targets need none
         yb1 = yb if source and not ys else tuple(map(mix.partners, yb, ys or repeat(None)))
-        lam = lam_of_targets(method, mix, yb, yb1)
+        lam = lam_of_targets(method, mix, yb, yb1, rules)
         one_lam = one_lam and method.lam_targets is None
         if method.stack_x:
             partners = map_with(lambda t, s: mix.partners(t, s) if t.ndim else t, xb, source and xs)

@@ -37,6 +37,7 @@ class Drawing(OnOneLearner):
     _mixes_input: bool
     lam_targets: LabelLam | None = None
     _source: Source | None = None  # of partners that are not in the batch
+    _took = False  # whether the draw took partners from there
     _rng: np.random.Generator | None = None
     # How `draw(x)`, whose signature is public, sees targets, loss, and what partners are taken from if it is not x
     _drawn_for: tuple[tuple, Any, Tensor | None] = (), None, None
@@ -66,6 +67,7 @@ class Drawing(OnOneLearner):
         """Draw the partner of each sample of `x`, ``(B,)``, on its device."""
         source = self._drawn_for[2]
         if source is not None:
+            self._took = True
             order = self.rng.permutation(len(source))  # from the first again, if there are fewer
             return send(torch.from_numpy(np.resize(order, len(x))), x.device)
         if self.pair is None:

@@ -65,7 +65,7 @@ class MixHandler(Drawing):
         pair: Partners of the "same" or an "other" class, or a function of the targets ``(B, ...)`` to weights
             ``(B, B)``; partners are drawn in proportion to them. None: any partner.
         partners: Where partners are taken from: a loader or another iterable of batches, again and again, or the
-            "last" batch. None: the batch. With ``targets="keep"`` these batches need no targets.
+            "last" batch that it mixed. None: the batch. With ``targets="keep"`` these batches need no targets.
         lam_targets: A function of the mix, the first target and its partners' that returns the coefficients of the
             targets, as `remix` gives one. None: those of the mix.
         seed: Seed of the callback's random generator, >= 0; later fits go on where it is. None: each fit takes a seed
@@ -150,7 +150,7 @@ class MixHandler(Drawing):
         self._checked, self._verified, self._warned, self._other_targets = True, False, (), set()
         self._restore_learner()
         self._check_alpha()
-        if self._source:
+        if self._source:  # of a fit that was interrupted
             self._source.restart()
         if not self._has_time():
             n = self.learn.n_epoch
@@ -242,6 +242,8 @@ class MixHandler(Drawing):
     def after_fit(self) -> None:
         """Restore the user's loss, also if the training was cancelled."""
         self._restore_learner()
+        if self._source:  # which may hold workers, or a batch
+            self._source.restart()
 
     def before_validate(self) -> None:
         """Restore the user's loss, also in the middle of an epoch."""

@@ -111,7 +111,8 @@ def mixed_loss(
     if lam.is_cpu and not torch.compiler.is_compiling() and bool((weights[0] == 1).all()):
         return loss_func(pred, *yb)
     given = [yb, *([yb1] if two else zip(*yb1, strict=True))]
-    if weights.shape[1] == 1:
+    one_sample = yb and yb[0].ndim and len(yb[0]) == 1 and examine(loss_func).average
+    if weights.shape[1] == 1 and not one_sample:
         values = [loss_func(pred, *y) for y in reversed(given)]  # what a loss logs of its last call is the original's
         return torch.stack([w * value for w, value in zip(weights.flatten(), reversed(values), strict=True)]).sum(0)
     kind, options, average = examine(loss_func)

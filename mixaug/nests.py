@@ -36,8 +36,18 @@ def map_tensors(f: Callable[[Tensor], Any], nest: Any) -> Any:
 
 def map_with(f: Callable[[Tensor, Tensor | None], Any], nest: Any, other: Any) -> Any:
     """Return a nest with `f(t, o)` for each tensor t and the one at its place in another nest; None: there is none."""
-    others = iter(tensors(other)) if other is not None else repeat(None)
+    others = iter(_beside(nest, other)) if other is not None else repeat(None)
     return map_tensors(lambda t: f(t, next(others)), nest)
+
+
+def _beside(nest: Any, other: Any) -> list[Tensor]:
+    """Return the tensors of another nest at the places of the tensors of a nest, in the order of these."""
+    if isinstance(nest, Tensor):
+        return [other]
+    if isinstance(nest, Mapping):
+        return [t for key, item in nest.items() for t in _beside(item, other[key])]
+    pairs = zip(nest, other, strict=True) if isinstance(nest, (tuple, list)) else ()
+    return [t for item, o in pairs for t in _beside(item, o)]
 
 
 def tensors(nest: Any) -> list[Tensor]:

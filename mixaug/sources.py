@@ -1,5 +1,6 @@
 """Partners that are not in the batch: of another loader, or of the batch before."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -72,5 +73,10 @@ class Source:
         )
 
 
-def _forms(batch: tuple) -> list[tuple]:
-    return [(str(t.dtype), *t.shape[1:]) for t in tensors(batch)]
+def _forms(nest: Any) -> Any:
+    """Return the dtype and the size of a sample of each tensor of a nest."""
+    if isinstance(nest, Tensor):
+        return (str(nest.dtype), *nest.shape[1:])
+    if isinstance(nest, Mapping):
+        return {key: _forms(item) for key, item in nest.items()}
+    return [_forms(item) for item in nest] if isinstance(nest, (tuple, list)) else None

@@ -75,10 +75,13 @@ def mixed_targets(yb: tuple, rules: tuple, mix: Mix, lam: Tensor, loss_func: Any
 
 def _union(y: Tensor, mix: Mix, lam: Tensor, source: Tensor | None) -> Tensor:
     """Return the labels that any sample of the mix has, if it has a weight."""
-    partners, weights = mix.partners(y, source), 1 - lam if lam.ndim == 1 else lam[:, 1:].T
-    for y1, weight in [(partners, weights)] if lam.ndim == 1 else zip(partners, weights, strict=True):
-        y = like(y, torch.where(weight.view(-1, *[1] * (y.ndim - 1)) > 0, torch.maximum(y, y1), y))
-    return y
+    partners = mix.partners(y, source)
+    weights = torch.stack([lam, 1 - lam]) if lam.ndim == 1 else lam.T
+    labels, result = [y, *([partners] if lam.ndim == 1 else partners)], torch.zeros_like(y)
+    for label, weight in zip(labels, weights, strict=True):
+        there = weight.view(-1, *[1] * (y.ndim - 1)) > 0
+        result = torch.where(there, torch.maximum(result, label), result)
+    return like(y, result)
 
 
 def remix(counts: Sequence[int] | Tensor, kappa: float = 3.0, tau: float = 0.5) -> LabelLam:
@@ -143,7 +146,7 @@ def _floats(y: Tensor, loss_func: Any) -> bool:
 def rule_for(y: Tensor, rule: Any, mix: Mix, method: "MixHandler", loss_func: Any) -> Any:
     """Return what becomes of a target: what the user says, else what its class, dtype and shape say."""
     shape, spatial = tuple(y.shape), mix.mask.ndim - 1
-    if rule == "union" and y.ndim < 2:
+    if rule == "union" and (y.ndim < 2 or (not y.is_floating_point() and (y.ndim > 2 or y.shape[1] == 1))):
         raise ValueError(f'Expected labels (B, K) for targets="union", got shape {shape}. Use "loss" or "average"')
     if callable(rule) or rule in ("loss", "average", "keep", "union"):
         return rule

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from common import loaders, on
 from fastai.callback.core import Callback
+from fastai.callback.schedule import SchedLin, combine_scheds
 from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat, MSELossFlat
 from fastai.metrics import accuracy, foreground_acc, rmse
@@ -21,6 +22,7 @@ from fastai.tabular.model import TabularModel
 from fastai.torch_core import params, set_seed
 from fastprogress import fastprogress
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from mixaug import CutMix, ManifoldMixup, MixUp, OneOf, OutputMixup, remix, target_similarity
 from mixaug.compare import Comparison, compare, ece
@@ -672,4 +674,31 @@ def test_methods_are_told_by_what_is_not_their_default_and_by_what_their_rules_d
     methods = [MixUp(), MixUp(0.5), MixUp(prob=0.5), MixUp(k=3), *(MixUp(lam_targets=rule) for rule in rules)]
     methods += [OneOf(MixUp(), CutMix()), OneOf(MixUp(prob=0.5), CutMix()), OneOf(MixUp(), CutMix(), per_sample=True)]
     methods += [MixUp(pair=partial(target_similarity, bandwidth=b)) for b in (1, 2)]
+    methods += [MixUp(combine_scheds([0.5, 0.5], [SchedLin(0.1, to), SchedLin(to, 1)])) for to in (1, 5)]
+    data = [TensorDataset(fill * torch.ones(2000), torch.zeros(2000)) for fill in (1, 2)]
+    methods += [MixUp(partners=DataLoader(part, 8)) for part in data]
+    methods += [MixUp(partners=[part.tensors]) for part in data]
     assert len({repr(told(method)) for method in methods}) == len(methods)
+
+
+class Rule:
+    def __init__(self, power=2):
+        self.power = power
+
+    def __call__(self, mix, y, y1):
+        return mix.lam**self.power
+
+
+def test_objects_are_told_by_their_attributes():
+    rules = [told(Rule(power)) for power in (2, 3, None)]
+    assert len({repr(rule) for rule in rules}) == 3
+    assert told(MixUp(lam_targets=Rule(2))) != told(MixUp(lam_targets=Rule(3)))
+
+
+def test_methods_of_a_list_with_the_same_label_are_an_error():
+    with pytest.raises(ValueError, match=r"methods must have different labels.*Give a dict"):
+        makers([MixUp(lam_targets=remix([1, n])) for n in (2, 3)], "none")
+    (_, label) = makers([MixUp(partners=DataLoader(TensorDataset(torch.zeros(9, 3)), 3))], "none")
+    assert "0x" not in label
+    (_, label) = makers([MixUp(partners=[(torch.rand(500, 3), torch.rand(500))])], "none")
+    assert len(label) <= 200

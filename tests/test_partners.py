@@ -15,17 +15,22 @@ from reference import close, slow_average, slow_loss, slow_mix
 from torch import nn
 
 from mixaug import (
+    RICAP,
     CMixup,
     CutMix,
     ManifoldMixup,
     Mix,
     MixedMetric,
+    MixHandler,
     MixUp,
+    Mosaic,
     OneOf,
     OutputMixup,
     PatchUp,
     SaliencyMix,
+    choose,
     mix_batch,
+    mixed_loss,
     remix,
 )
 
@@ -277,7 +282,7 @@ def test_the_coefficient_may_be_the_visible_foreground():
         own, other = ((t > 0) & part for t, part in ((y, mix.mask), (y1, ~mix.mask)))
         return own.flatten(1).sum(1) / (own | other).flatten(1).sum(1).clamp(min=1)
 
-    mixed = mix_batch(CutMix(lam_targets=visible), x, y, F.cross_entropy)
+    mixed = mix_batch(CutMix(lam_targets=visible, targets="loss"), x, y, F.cross_entropy)
     for i, j in enumerate(mixed.mix.partner.tolist()):
         own, other = (y[i] * mixed.mix.mask[i]).sum(), (y[j] * ~mixed.mix.mask[i]).sum()
         assert mixed.lam[i].item() == pytest.approx((own / (own + other).clamp(min=1)).item())
@@ -344,3 +349,81 @@ def test_a_sample_that_is_not_mixed_has_its_own_labels():
 def test_class_indices_have_no_union():
     with pytest.raises(ValueError, match=r'Expected labels \(B, K\) for targets="union"'):
         learner(MixUp(targets="union")).fit(1)
+
+
+# Found by using it
+
+
+def test_nests_are_matched_by_key():
+    xb = {"a": torch.zeros(4, 3), "b": torch.ones(4, 3)}
+    other = {"b": torch.full((4, 3), 20.0), "a": torch.full((4, 3), 10.0)}
+    mixed = mix_batch(MixUp(partners=[(other, classes(n=4))]), (xb,), classes(n=4), F.cross_entropy)
+    lam = mixed.lam[:, None]
+    close(mixed.xb[0]["a"], (1 - lam) * 10 + 0 * xb["a"])
+    close(mixed.xb[0]["b"], lam + (1 - lam) * 20 + 0 * xb["b"])
+    with pytest.raises(ValueError, match="Expected batches of partners like those to mix"):
+        mix_batch(MixUp(partners=[({"a": other["a"]}, classes(n=4))]), (xb,), classes(n=4), F.cross_entropy)
+
+
+def test_a_sample_of_which_nothing_is_left_leaves_no_label():
+    number = torch.arange(8.0).view(8, 1, 1, 1).expand(8, 1, 6, 6).contiguous()
+    for make in (RICAP, Mosaic, CutMix):
+        for seed in range(20):
+            mixed = mix_batch(make(0.2, targets="union", seed=seed), number, torch.eye(8), nn.BCEWithLogitsLoss())
+            for image, labels in zip(mixed.xb[0], mixed.yb[0], strict=True):
+                assert labels.nonzero().flatten().tolist() == image.unique().tolist()
+
+
+@pytest.mark.parametrize("y", [torch.arange(4)[:, None], torch.zeros(4, 8, 8, dtype=torch.long)])
+def test_indices_with_axes_have_no_union_either(y):
+    with pytest.raises(ValueError, match=r"Expected labels \(B, K\)"):
+        mix_batch(MixUp(targets="union"), images((8, 8), n=4), y, F.cross_entropy)
+
+
+def test_a_batch_of_one_sample_has_the_loss_of_one_among_many():
+    loss, pred = nn.CrossEntropyLoss(torch.tensor([1.0, 10.0])), torch.tensor([[1.0, -1.0]])
+    y, y1, lam = torch.tensor([0]), torch.tensor([1]), torch.tensor([0.5])
+    twice = mixed_loss(loss, pred.repeat(2, 1), [y.repeat(2)], [y1.repeat(2)], lam.repeat(2))
+    close(mixed_loss(loss, pred, [y], [y1], lam), twice)
+    unknown = torch.tensor([-100])
+    assert mixed_loss(F.cross_entropy, pred, [y], [unknown], lam).isfinite()
+
+
+def test_one_of_has_no_partners_of_its_own():
+    method, given = MixUp(), batches(4)
+    for one_of in (OneOf(method, CutMix()), OneOf(method, CutMix(), per_sample=True)):
+        with pytest.raises(ValueError, match="partners must be given to the methods"):
+            one_of.partners = given
+    method.partners = given
+    with pytest.raises(ValueError, match="leave the rest to OneOf"):
+        mix_batch(one_of, images(n=4), classes(n=4), F.cross_entropy)
+    method.partners = None
+    mix_batch(one_of, images(n=4), classes(n=4), F.cross_entropy)
+
+
+def test_coefficients_of_targets_that_no_target_has_are_an_error():
+    for method in (CutMix(lam_targets=lambda mix, y, y1: mix.lam), MixUp(lam_targets=lambda *_: 1, targets="keep")):
+        with pytest.raises(ValueError, match="Expected targets that are mixed by a coefficient for lam_targets"):
+            mix_batch(method, images(n=4), classes(5, 6, n=4), F.cross_entropy)
+
+
+def test_a_draw_that_ignores_where_partners_come_from_is_an_error():
+    class Own(MixHandler):
+        def draw(self, x):
+            return Mix(torch.arange(len(x)).flip(0), self.draw_lam(x))
+
+    with pytest.raises(ValueError, match=r"takes partners from self\.draw_partner"):
+        mix_batch(Own(partners=batches(20)), images(n=4), classes(n=4), F.cross_entropy)
+    mix_batch(Own(), images(n=4), classes(n=4), F.cross_entropy)
+
+
+def test_a_moved_original_is_not_chosen_for_some_samples():
+    mix = RICAP(1.0).draw(torch.rand(4, 1, 10))
+    with pytest.raises(ValueError, match="the original stays in its place"):
+        choose([mix, mix], torch.zeros(4, dtype=torch.long))
+
+
+def test_a_fit_leaves_no_iterator_behind():
+    method = MixUp(partners=batches(BS))
+    learner(method).fit(1)
+    assert method._source.iterator is None

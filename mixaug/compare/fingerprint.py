@@ -22,7 +22,7 @@ from torch import Tensor
 from ..nests import tensors
 
 _SIMPLE = (bool, int, float, complex, str, bytes, type(None))
-_TOLD = (*_SIMPLE, list, tuple, FunctionType, MethodType, partial)  # attributes of an object
+_TOLD = (*_SIMPLE, list, tuple, Tensor)  # attributes of an object
 
 
 def digest(parts: Iterable[Any]) -> str:
@@ -74,33 +74,38 @@ def told(value: Any, seen: tuple = ()) -> Any:
     if isinstance(value, (type, BuiltinFunctionType)):
         return f"{value.__module__}.{value.__qualname__}"
     shown = re.sub(r" at 0x\w+", "", repr(value))
-    defaults = _defaults(type(value))  # not told, so that a new option changes nothing
-    state = {
-        name: told(v, inside)
-        for name, v in getattr(value, "__dict__", {}).items()
-        if isinstance(v, _TOLD) and not (v is None or name.startswith("_") or _is(v, defaults.get(name)))
+    return [type(value).__qualname__, shown, _state(value, inside)]
+
+
+def _state(value: Any, seen: tuple) -> dict[str, Any]:
+    """Return what can be told of the attributes of an object that are not defaults, so that a new option is not told.
+
+    Of a loader, that is its data; of a mixing callback, also the loader of its partners.
+    """
+    try:
+        defaults = {name: p.default for name, p in inspect.signature(type(value)).parameters.items()}
+    except (TypeError, ValueError):  # built in
+        defaults = {}
+    state = {name: v for name, v in getattr(value, "__dict__", {}).items() if not name.startswith("_")}
+    partners = getattr(value, "partners", None)
+    return {
+        name: told(v, seen)
+        for name, v in {**state, "partners": partners}.items()
+        if not _is(v, defaults.get(name)) and (isinstance(v, _TOLD) or callable(v) or name in ("dataset", "partners"))
     }
-    return [type(value).__qualname__, shown, state]
 
 
 def _is(value: Any, default: Any) -> bool:
-    return value is default or (isinstance(value, _SIMPLE) and value == default)
-
-
-def _defaults(kind: type) -> dict[str, Any]:
-    try:
-        return {name: p.default for name, p in inspect.signature(kind).parameters.items()}
-    except (TypeError, ValueError):  # built in
-        return {}
+    return value is default or (isinstance(value, _SIMPLE) and type(value) is type(default) and value == default)
 
 
 def _function(f: FunctionType, seen: tuple) -> Any:
     installed = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib"))
     if f.__code__.co_filename.startswith(installed) or str(f.__module__).split(".")[0] == "mixaug":
         name = f"{f.__module__}.{f.__qualname__}"  # its version is told
-        if not name.startswith("mixaug.targets."):  # others hold what is told elsewhere
+        if not f.__closure__ or name.startswith("mixaug.compare."):  # which hold what is told elsewhere
             return name
-        return [name, *(told(cell.cell_contents, seen) for cell in f.__closure__ or ())]
+        return [name, *(told(cell.cell_contents, seen) for cell in f.__closure__)]
 
     def code(c: CodeType) -> list:
         consts = [code(v) if isinstance(v, CodeType) else told(v) for v in c.co_consts]

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
@@ -84,6 +85,12 @@ def _maker(value: Any) -> Make:
     raise TypeError(f"methods must be names, callbacks, functions that make one, or None, got {value!r}")
 
 
+def _label(method: Any) -> str:
+    """Return the call that makes a method, the same in each process, and not the data of its partners."""
+    text = re.sub(r" at 0x\w+", "", repr(method))
+    return text if len(text) < 200 else f"{text[:197]}..."
+
+
 def makers(methods: Any, baseline: str) -> dict[str, Make]:
     """Return the methods by label, the baseline first.
 
@@ -94,15 +101,18 @@ def makers(methods: Any, baseline: str) -> dict[str, Make]:
 
     Raises:
         TypeError: If a method is none.
-        ValueError: If there is no such baseline.
+        ValueError: If there is no such baseline, or two methods of a list have the same label.
     """
     if isinstance(methods, (str, Callback)):
         methods = [methods]
     if isinstance(methods, Mapping):
         found = {str(label): _maker(value) for label, value in methods.items()}
     elif isinstance(methods, Iterable):
-        pairs = [named(m) if isinstance(m, str) else ("none" if m is None else repr(m), _maker(m)) for m in methods]
+        pairs = [named(m) if isinstance(m, str) else ("none" if m is None else _label(m), _maker(m)) for m in methods]
         found = dict(pairs)
+        if len(found) < len(pairs):
+            labels = [label for label, _ in pairs]
+            raise ValueError(f"methods must have different labels, got {labels}. Give a dict from labels to methods")
     else:
         raise TypeError(f"methods must be a dict or a list, got {methods!r}")
     if baseline not in found and baseline != "none":

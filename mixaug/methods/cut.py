@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 
 import numpy as np
 import torch
@@ -152,7 +153,8 @@ class CutMix(Cutting):
         self.sides, self.inside = sides, flag("inside", inside)
         if sides is None:
             return
-        if not isinstance(sides, Sequence) or len(sides) != 2 or not 0 <= sides[0] <= sides[1] <= 1:
+        numbers = isinstance(sides, Sequence) and len(sides) == 2 and all(isinstance(s, Real) for s in sides)
+        if not numbers or not 0 <= sides[0] <= sides[1] <= 1:
             raise ValueError(f"sides must be None or the shortest and the longest side, from 0 to 1, got {sides!r}")
         if aspect != 1 or fold:
             raise ValueError("sides cannot be given with aspect or fold: sides are drawn for each axis by themselves")

@@ -212,8 +212,8 @@ class RICAP(Cutting):
     """Put parts of four samples into the corners of one: random crops of them (Takahashi et al., 2018).
 
     For images, the corners meet at a random point, whose coordinates are from Beta(alpha, alpha); ``per_sample=False``,
-    as in the paper, has one for the batch. Other inputs have 2^k corners along k axes. `lam` is ``(B, 2^k)``, the part
-    of each sample, the original's first; `yb1` has the targets of all partners in front, ``(2^k - 1, B, ...)``.
+    as in the paper, has one for the batch. Volumes have eight corners, signals two. `lam` is ``(B, 4)``, the part of
+    each sample, the original's first; `yb1` has the targets of all partners in front, ``(3, B, ...)``.
 
     Args:
         alpha: Parameter of Beta(alpha, alpha); > 0. May be a schedule.

@@ -30,8 +30,8 @@ def choose(mixes: Sequence[Mix], choice: Tensor) -> Mix:
     >>> choose(mixes, torch.tensor([1, 0])).mask
     tensor([0.6000, 0.8000])
     """
-    if any(mix.then for mix in mixes):
-        raise ValueError("mixes must be of two samples each, to choose among them for each sample, got one of more")
+    if any(mix.then or mix.own_index for mix in mixes):
+        raise ValueError("mixes must be of two samples each, of which the original stays in its place, got another")
     ndim = max(mix.mask.ndim for mix in mixes)
     masks = [mix.mask.view(len(choice), *[1] * (ndim - mix.mask.ndim), *mix.mask.shape[1:]) for mix in mixes]
     size = torch.broadcast_shapes(*(mask.shape for mask in masks))[1:] if any(mix.source_index for mix in mixes) else ()
@@ -108,13 +108,13 @@ class OneOf(MixHandler):
         self.p = equal if p is None else [number("p", v, lambda v: 0 <= v <= 1, "probabilities") for v in p]
         if len(self.p) != len(methods) or not 0 < sum(self.p) < 1 + 1e-6:
             raise ValueError(f"p must be {len(methods)} probabilities with a sum of 1 at most, got {p!r}")
-        if per_sample and (unfit := [m for m in methods if not _only_draws(m)]):
-            raise ValueError(f"methods must mix the input and leave the rest to OneOf for per_sample=True, got {unfit}")
         if not per_sample and (clean or not (stack_y is targets is inputs is None)):
             raise ValueError(
                 f"{' and '.join(of_parts)} must be options of the methods, not of OneOf, unless per_sample is True"
             )
         self.methods, self.each = list(methods), flag("per_sample", per_sample)
+        if self.each:
+            self._require_draws()
         self._needs_average, self._chooses = self.each, not self.each
         self.order = max(method.order for method in methods)
 
@@ -128,6 +128,19 @@ class OneOf(MixHandler):
         given = [f"{name}={shown(v)}" for name, v in options.items() if v != defaults[name]]
         return f"OneOf({', '.join([*map(repr, self.methods), *given])})"
 
+    @property
+    def partners(self) -> None:
+        """None: partners from elsewhere are those of each method."""
+
+    @partners.setter
+    def partners(self, partners: Any) -> None:
+        if partners is not None:
+            raise ValueError("partners must be given to the methods, not to OneOf")
+
+    def _require_draws(self) -> None:
+        if unfit := [m for m in self.methods if not _only_draws(m)]:
+            raise ValueError(f"methods must mix the input and leave the rest to OneOf for per_sample=True, got {unfit}")
+
     # Choosing
 
     def spatial_size(self, x: Tensor) -> torch.Size:
@@ -139,6 +152,7 @@ class OneOf(MixHandler):
         if self._chooses:
             method = self._pick()
             return None if method is None else self._draw_by(method, x)
+        self._require_draws()
         methods = map(self._lend_rng, self.methods)
         drawn = [self._draw_by(m, x) if m.run and m._should_mix() else None for m in methods]
         some = next(filter(None, drawn), None)
