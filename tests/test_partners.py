@@ -423,6 +423,11 @@ def test_a_moved_original_is_not_chosen_for_some_samples():
         choose([mix, mix], torch.zeros(4, dtype=torch.long))
 
 
+def test_the_repr_has_no_data():
+    assert repr(MixUp(partners=batches(8))) == "MixUp(0.4, partners=<list>)"
+    assert repr(MixUp(partners="last")) == "MixUp(0.4, partners='last')"
+
+
 def test_a_fit_leaves_no_iterator_behind():
     method = MixUp(partners=batches(BS))
     learner(method).fit(1)

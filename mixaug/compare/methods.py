@@ -86,9 +86,8 @@ def _maker(value: Any) -> Make:
 
 
 def _label(method: Any) -> str:
-    """Return the call that makes a method, the same in each process, and not the data of its partners."""
-    text = re.sub(r" at 0x\w+", "", repr(method))
-    return text if len(text) < 200 else f"{text[:197]}..."
+    """Return the call that makes a method, the same in each process."""
+    return re.sub(r" at 0x\w+", "", repr(method))
 
 
 def makers(methods: Any, baseline: str) -> dict[str, Make]:
