@@ -171,7 +171,8 @@ EXPERIMENTS = {
     "epochs=80": {"methods": FOUR, "epochs": 80},
     "noise=0.2": {"methods": NOISY, "noise": 0.2},
     "noise=0.4": {"methods": NOISY, "noise": 0.4},
-    "tail=20": {"methods": FOUR | TAIL, "tail": 20},
+    "tail=20": {"methods": FOUR, "tail": 20},
+    "tail=20, for rare classes": {"methods": {"none": None, **TAIL}, "tail": 20},
     "tail=20, weights": {"methods": FOUR, "tail": 20, "weights": True},
 }
 
