@@ -12,6 +12,7 @@ from fastai.losses import BaseLoss, DiceLoss, FocalLoss, LabelSmoothingCrossEntr
 from fastcore.basics import noop
 from torch import Tensor, nn
 
+from .mix import weights_of
 from .torch_private import no_subclass
 
 _CROSS_ENTROPY = {nn.CrossEntropyLoss, F.cross_entropy}
@@ -107,7 +108,7 @@ def mixed_loss(
     """
     lam = lam.to(torch.promote_types(lam.dtype, torch.float32))  # half precision cannot count the pixels of a mask
     two = lam.ndim < 2
-    weights = torch.stack([lam.view(-1), 1 - lam.view(-1)]) if two else lam.T  # (k, B)
+    weights = weights_of(lam.view(-1) if two else lam)  # (k, B)
     if lam.is_cpu and not torch.compiler.is_compiling() and bool((weights[0] == 1).all()):
         return loss_func(pred, *yb)
     given = [yb, *([yb1] if two else zip(*yb1, strict=True))]

@@ -11,6 +11,7 @@ from fastcore.basics import noop
 from torch import Tensor
 
 from .lifecycle import mixing_callbacks
+from .mix import weights_of
 from .nests import map_tensors
 
 
@@ -61,7 +62,7 @@ class MixedMetric(Metric):
             lam, mixed = mixer.lam, mixer._mixed
             yb1 = mixer.yb1 if mixed is None else mixed.partners_for_metrics(yb)
             two = lam.ndim < 2
-            weights = torch.stack([lam.expand(n), 1 - lam.expand(n)]) if two else lam.T
+            weights = weights_of(lam.expand(n) if two else lam)
             targets += [yb1] if two else zip(*yb1, strict=True)
         self.count += n
         if len(targets) > 1 and isinstance(self.original, AvgMetric):

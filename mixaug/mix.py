@@ -268,6 +268,11 @@ class Mix:
         return Mix(partner, mask, *index, then and then.after_clean())
 
 
+def weights_of(lam: Tensor) -> Tensor:
+    """Return the weights ``(k, B)`` of a mix's samples, the original's first: of its `lam`, ``(B,)`` or ``(B, k)``."""
+    return torch.stack([lam, 1 - lam]) if lam.ndim < 2 else lam.T
+
+
 def _mean(mask: Tensor) -> Tensor:
     """Return the mean of the mask of each sample; bools are counted exactly, in large masks too."""
     dtype = torch.promote_types(mask.dtype, torch.float32)

@@ -21,6 +21,7 @@ from .batch import MixedBatch, mix_batch
 from .handler import MixHandler
 from .lifecycle import foreign_words, mixing_callbacks
 from .methods.one_of import OneOf
+from .mix import weights_of
 from .nests import like, map_tensors, map_with
 from .options import alpha_now, number
 from .sources import Source
@@ -86,7 +87,7 @@ def show_batch(self: MixHandler, dls: Any, max_n: int = 9, *, loss_func: Any = N
     batch = dl.one_batch()
     n = dl.n_inp
     original, mixed, record = _mixed(self, batch[:n], batch[n:], loss_func)
-    weights = torch.stack([record.lam, 1 - record.lam], 1) if record.lam.ndim == 1 else record.lam
+    weights = weights_of(record.lam).T
     at = spread(weights, max_n)
     (x, y, shown), *samples = (
         dl.show_batch(map_tensors(lambda t: t[at] if t.ndim else t, nest), max_n=max_n, show=False)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .draw import send
-from .mix import Mix
+from .mix import Mix, weights_of
 from .nests import is_equal, like, map_with, same, tensors
 from .options import LabelLam, number
 
@@ -76,7 +76,7 @@ def mixed_targets(yb: tuple, rules: tuple, mix: Mix, lam: Tensor, loss_func: Any
 def _union(y: Tensor, mix: Mix, lam: Tensor, source: Tensor | None) -> Tensor:
     """Return the labels that any sample of the mix has, if it has a weight."""
     partners = mix.partners(y, source)
-    weights = torch.stack([lam, 1 - lam]) if lam.ndim == 1 else lam.T
+    weights = weights_of(lam)
     labels, result = [y, *([partners] if lam.ndim == 1 else partners)], torch.zeros_like(y)
     for label, weight in zip(labels, weights, strict=True):
         there = weight.view(-1, *[1] * (y.ndim - 1)) > 0

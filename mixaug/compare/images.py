@@ -7,6 +7,7 @@ from fastai.torch_core import set_seed
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from ..mix import weights_of
 from ..show import label, spread
 from .methods import Make
 from .result import Comparison
@@ -25,7 +26,7 @@ def tiles(x: Tensor, names: list[str], cb: Any) -> list[tuple[Tensor, str]]:
         at = torch.randperm(len(x))[:TILES].tolist()
         return [(x[i], names[i]) for i in at]
     mix: Any = cb.draw(x)
-    weights = torch.stack([mix.lam, 1 - mix.lam], 1) if mix.lam.ndim == 1 else mix.lam
+    weights = weights_of(mix.lam).T
     gap = torch.ones_like(x[..., : max(1, x.shape[-1] // 12)])
     images = mix.blend(x) if cb._mixes_input else torch.cat([x, gap, x[mix.partner]], -1)
     shown = []
