@@ -82,7 +82,7 @@ class MixHandler(Drawing):
     run_valid = False
     _mixes_input = True  # False: a hidden layer or the prediction is mixed
     _needs_average = False  # whether lam always differs between samples, for which the loss must be an average
-    _k = 2  # samples in a mix
+    _of_two = True  # whether each sample has one partner
     _chooses = False  # whether it chooses one of several methods for each batch
     mix: Mix | None = None
     lam: Any = None

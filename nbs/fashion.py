@@ -157,11 +157,19 @@ ALPHA = {f"{cls.__name__}({a})": cls(alpha) for cls in (MixUp, ManifoldMixup) fo
 NOISY = {"none": None, "MixUp(.4)": MixUp(0.4), "MixUp(8)": MixUp(8), "CutMix(1)": CutMix(1)}
 TAIL = {f"{cls.__name__}(1)": cls(1, fold=False) for cls in (MixUp, Balanced, Remix)}
 MORE = {"none": None, "MixUp(.4, k=3)": MIX(k=3), "RICAP(.3)": RICAP(0.3), "Mosaic(.3)": Mosaic(0.3)}
+BOXES = {
+    "none": None,
+    "CutMix(1)": CutMix(1),
+    "CutMix(aspect=3)": CutMix(aspect=3),
+    "CutMix(inside=True)": CutMix(inside=True),
+    "CutMix(sides=(.2, .8), inside=True)": CutMix(sides=(0.2, 0.8), inside=True),
+}
 EXPERIMENTS = {
     "methods": {"methods": ALL},
     "augmented": {"methods": FOUR, "augment": True},
     "augmented, epochs=80": {"methods": FOUR, "augment": True, "epochs": 80},
     "variants": {"methods": VARIANTS},
+    "boxes": {"methods": BOXES},
     "more than two": {"methods": MORE},
     "alpha": {"methods": {"none": None, **ALPHA}},
     "n=500": {"methods": FOUR, "n": 500},

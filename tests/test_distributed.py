@@ -7,10 +7,10 @@ import sys
 import fastai.distributed  # noqa: F401  (patches Learner)
 import pytest
 import torch
-from common import METHODS, C, images, learner, no_hooks
+from common import METHODS, C, classes, images, learner, no_hooks
 from fastai.distributed import DistributedDL
 from fastai.torch_core import rank_distrib, set_seed
-from reference import slow_loss
+from reference import slow_loss, slow_mix
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -39,12 +39,16 @@ def train(method, sync_bn, **kwargs):
     loss, learn.progress = learn.loss_func, None  # or fastai adds a bar
     with learn.distrib_ctx(sync_bn=sync_bn, cpu=True):
         learn.fit(2, 0.01)
-        formula = [slow_loss(row.pred, row.y0, row.partners, row.lam) for row in learn.spy.batches]
+        x1, y1 = kwargs["partners"][0] if "partners" in kwargs else (None, None)
+        targets = [row.partners if y1 is None else [y1[row.mix.partner]] for row in learn.spy.batches]
+        formula = [slow_loss(row.pred, row.y0, y, row.lam) for row, y in zip(learn.spy.batches, targets, strict=True)]
         wrong = [row for row, value in zip(learn.spy.batches, formula, strict=True) if not row.loss.isclose(value)]
+        taken = [torch.allclose(row.x[0], slow_mix(row.x0[0], row.mix, x1)) for row in learn.spy.batches]
     return {
         "mixes": [t for row in learn.spy.batches for t in (row.mix.partner, row.lam)],
         "layers": [row.get("mixed_layer") for row in learn.spy.batches],
         "wrong": len(wrong),
+        "taken": taken,
         "parameters": [p.detach() for p in learn.model.parameters()],
         "valid": learn.validate()[0],  # by each alone, over all samples
         "synced": any(isinstance(m, nn.SyncBatchNorm) for m in learn.model.modules()),
@@ -95,9 +99,18 @@ def test_one_seed_draws_differently_in_each_process(ranks):
     assert not same(*(rank["seed"][0]["mixes"] for rank in ranks))
 
 
+def test_each_process_takes_partners_of_the_loader_that_it_has(ranks):
+    for rank in ranks:
+        assert rank["partners"]["taken"] == [True] * 4
+        assert rank["partners"]["wrong"] == 0
+    assert not same(*(rank["partners"]["mixes"] for rank in ranks))
+
+
 if __name__ == "__main__":
     use_no_gpu()
     results = {(name, sync_bn): [train(METHODS[name], sync_bn) for _ in range(2)] for name, sync_bn in RUNS}
     results["seed"] = [train(METHODS["MixUp"], False, seed=seed) for seed in (3, 3, 4)]
+    partners = [(images(n=13) + 10 * rank_distrib(), classes(n=13))]
+    results["partners"] = train(METHODS["CutMix"], False, partners=partners)
     torch.save(results, f"{sys.argv[1]}/{rank_distrib()}.pt")
     torch.distributed.destroy_process_group()

@@ -44,7 +44,8 @@ class MixUp(MixHandler):
 
     def __init__(self, alpha: float | Schedule = 0.4, *, k: int = 2, **kwargs: Unpack[MixOptions]):
         super().__init__(alpha, **kwargs)
-        self.k = self._k = whole("k", k, 2)
+        self.k = whole("k", k, 2)
+        self._of_two = k == 2
 
     def draw(self, x: Tensor) -> Mix:
         """Return the mix of a batch ``(B, ...)``."""

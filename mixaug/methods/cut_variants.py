@@ -233,7 +233,7 @@ class RICAP(Cutting):
     (torch.Size([8, 4]), True)
     """
 
-    _k = 4
+    _of_two = False
     _whole = False  # whether samples are resized, not cropped
 
     def __init__(self, alpha: float | Schedule = 0.3, *, fold: bool = False, **kwargs: Unpack[CutOptions]):

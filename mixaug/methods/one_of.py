@@ -274,4 +274,4 @@ def _only_draws(method: MixHandler) -> bool:
         return False
     if isinstance(method, OneOf):
         return method.each
-    return method._k == 2 and method._mixes_input and type(method).before_batch is MixHandler.before_batch
+    return method._of_two and method._mixes_input and type(method).before_batch is MixHandler.before_batch
