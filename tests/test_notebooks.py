@@ -110,15 +110,17 @@ def test_the_gallery_shows_each_panel_of_the_picture(tmp_path):
     CHECK.cut(ROOT / ".github/methods.jpg", tmp_path)
     page = (ROOT / "nbs/gallery.md").read_text()
     stored = {path.name for path in (ROOT / "nbs/pictures").iterdir()}
-    assert stored == set(re.findall(r"\]\(pictures/(\w+\.jpg)\)", page)) == {path.name for path in tmp_path.iterdir()}
-    for name in stored:
+    cut = {path.name for path in tmp_path.iterdir()}
+    assert stored == set(re.findall(r"\]\(pictures/(\w+\.jpg)\)", page)) == {*cut, "options.jpg"}
+    for name in cut:
         with Image.open(tmp_path / name) as new, Image.open(ROOT / "nbs/pictures" / name) as old:
             assert new.size == old.size
             assert abs(np.asarray(new, float) - np.asarray(old, float)).mean() < 1
 
 
-def test_readme_shows_the_picture_of_a_notebook():
+def test_readme_and_gallery_show_the_pictures_of_a_notebook():
     readme = (ROOT / "README.md").read_text()
     for name, shown in CHECK.SHOWN.items():
-        first = next(data for cell in NOTEBOOKS[name].cells for kind, data in CHECK.outputs(cell) if kind == "picture")
-        assert (base64.b64decode(first) == (ROOT / shown).read_bytes(), f"]({shown})" in readme) == (True, True)
+        found = (data for cell in NOTEBOOKS[name].cells for kind, data in CHECK.outputs(cell) if kind == "picture")
+        assert (base64.b64decode(next(found)) == (ROOT / shown).read_bytes(), f"]({shown})" in readme) == (True, True)
+        assert base64.b64decode(next(found)) == (ROOT / "nbs" / CHECK.OPTIONS).read_bytes()
