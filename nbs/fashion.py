@@ -173,7 +173,6 @@ EXPERIMENTS = {
     "more than two": {"methods": MORE},
     "alpha": {"methods": {"none": None, **ALPHA}},
     "n=500": {"methods": FOUR, "n": 500},
-    "n=1000": {"methods": FOUR, "n": 1000},
     "n=4000": {"methods": FOUR, "n": 4000},
     "epochs=20": {"methods": FOUR, "epochs": 20},
     "epochs=80": {"methods": FOUR, "epochs": 80},
