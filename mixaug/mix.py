@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from operator import floordiv
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -143,16 +144,18 @@ class Mix:
 
         Of k > 2 samples ``(B, k)`` with sum 1: the weight of the original, then of each partner.
         """
-        if self.then is None:
-            return _mean(self.mask)
-        left, shares = torch.ones_like(self.mask), []
+        return _mean(self.mask) if self.then is None else torch.stack(list(map(_mean, self._weights())), 1)
+
+    def _weights(self) -> list[Tensor]:
+        """Return the weight of each sample ``(B, *size)``: the original's, then each partner's."""
+        left, weights = torch.ones_like(self.mask), []
         for mix in reversed(self.parts):  # a later one covers what was there before
             if mix.mask.dtype == torch.bool:
-                left, share = left & mix.mask, left & ~mix.mask
+                left, weight = left & mix.mask, left & ~mix.mask
             else:
-                left, share = left * mix.mask, left * (1 - mix.mask)
-            shares.append(_mean(share))
-        return torch.stack([_mean(left), *reversed(shares)], 1)
+                left, weight = left * mix.mask, left * (1 - mix.mask)
+            weights.insert(0, weight)
+        return [left, *weights]
 
     @property
     def parts(self) -> "list[Mix]":
@@ -174,7 +177,7 @@ class Mix:
         return now in (tuple(n * up for n in size), *smaller)
 
     def resized(self, size: Sequence[int]) -> "Mix":
-        """Return the mix at another resolution: each position has the mean of the mask there, rounded if it is bool.
+        """Return the mix at another resolution: each position averages, or has the sample of which it shows most.
 
         Args:
             size: Spatial size, of as many axes as the mask has.
@@ -182,12 +185,14 @@ class Mix:
         former = self.mask.shape[1:]
         if former == tuple(size):
             return self
-        mask = self.mask.to(torch.promote_types(self.mask.dtype, torch.float32))
-        for axis, length in enumerate(size, 1):
-            rows = mask.movedim(axis, -1)
-            mask = F.adaptive_avg_pool1d(rows.flatten(0, -2), length).unflatten(0, rows.shape[:-1]).movedim(-1, axis)
-        if self.mask.dtype == torch.bool:
-            mask = mask > 0.5 - 1e-4  # a position that is half cut is kept, whatever the rounding
+        weights = torch.stack(self._weights())
+        weights = weights.to(torch.promote_types(weights.dtype, torch.float32))
+        for axis, length in enumerate(size, 2):
+            rows = weights.movedim(axis, -1)
+            weights = F.adaptive_avg_pool1d(rows.flatten(0, -2), length).unflatten(0, rows.shape[:-1]).movedim(-1, axis)
+        total = weights.cumsum(0)
+        number = torch.arange(len(weights), device=weights.device).view(-1, *[1] * (weights.ndim - 1))
+        most = (weights - 1e-5 * number).argmax(0)  # of two that show as much, whatever the rounding, the first
 
         def index(given: Sequence[Tensor]) -> tuple[Tensor, ...]:
             resized = []
@@ -197,8 +202,13 @@ class Mix:
                 resized.append((i[:, middle // (2 * now)] * 2 * now + middle % (2 * now)) // (2 * before))
             return tuple(resized)
 
-        then = self.then and self.then.resized(size)
-        return Mix(self.partner, mask, index(self.source_index), index(self.own_index), then)
+        resized: Any = None
+        for k, part in reversed(list(enumerate(self.parts, 1))):
+            kept = (
+                most != k if part.mask.dtype == torch.bool else torch.where(total[k] > 0, total[k - 1] / total[k], 1.0)
+            )
+            resized = Mix(part.partner, kept, index(part.source_index), index(part.own_index), resized)
+        return resized
 
     def blend(self, x: Tensor, source: Tensor | None = None) -> Tensor:
         """Return `x` ``(B, ...)`` mixed: position by position if the mask covers it, else averaged by `lam`.

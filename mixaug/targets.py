@@ -1,10 +1,12 @@
 """What becomes of each input and each target: what the user says, else what dtype and shape say."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import repeat
 from numbers import Number
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -76,12 +78,9 @@ def mixed_targets(yb: tuple, rules: tuple, mix: Mix, lam: Tensor, loss_func: Any
 def _union(y: Tensor, mix: Mix, lam: Tensor, source: Tensor | None) -> Tensor:
     """Return the labels that any sample of the mix has, if it has a weight."""
     partners = mix.partners(y, source)
-    weights = weights_of(lam)
-    labels, result = [y, *([partners] if lam.ndim == 1 else partners)], torch.zeros_like(y)
-    for label, weight in zip(labels, weights, strict=True):
-        there = weight.view(-1, *[1] * (y.ndim - 1)) > 0
-        result = torch.where(there, torch.maximum(result, label), result)
-    return like(y, result)
+    labels = torch.stack([y, *([partners] if lam.ndim == 1 else partners)])
+    there = weights_of(lam).view(*labels.shape[:2], *[1] * (y.ndim - 1)) > 0
+    return like(y, torch.where(there, labels, labels.amin(0)).amax(0))
 
 
 def remix(counts: Sequence[int] | Tensor, kappa: float = 3.0, tau: float = 0.5) -> LabelLam:
@@ -91,7 +90,7 @@ def remix(counts: Sequence[int] | Tensor, kappa: float = 3.0, tau: float = 0.5) 
     the rarer class in the input is more than 1 - `tau`; else it is mixed as the input is.
 
     Args:
-        counts: Number of training samples of each class, > 0.
+        counts: Number of training samples of each class, > 0. Negative labels belong to none, and mix as the input does.
         kappa: How many times as frequent, >= 1.
         tau: In [0, 1]; 0: never.
 
@@ -102,22 +101,22 @@ def remix(counts: Sequence[int] | Tensor, kappa: float = 3.0, tau: float = 0.5) 
     >>> rule(mix, torch.tensor([0, 1]), torch.tensor([1, 0]))
     tensor([0., 1.])
     """
-    numbers = torch.as_tensor(counts, dtype=torch.float32)
+    numbers = torch.as_tensor(counts if isinstance(counts, Tensor) else np.array(counts), dtype=torch.float32)
     if numbers.ndim != 1 or not ((numbers > 0) & numbers.isfinite()).all():
         raise ValueError(f"counts must be a number > 0 of samples for each class, got {counts!r}")
     number("kappa", kappa, lambda k: k >= 1, "a number >= 1")
     number("tau", tau, lambda t: 0 <= t <= 1, "a number from 0 to 1")
+    return partial(_remixed, numbers, kappa, tau)
 
-    def rule(mix: Mix, y: Tensor, y1: Tensor) -> Tensor:
-        if mix.then or y.is_floating_point() or y.shape[1:] not in ((), (1,)):
-            got = f"{y.dtype} of shape {tuple(y.shape)}"
-            raise ValueError(f"Expected class indices (B,) and mixes of two samples for remix, got {got}")
-        n = send(numbers, y.device)
-        times = (n[y] / n[y1]).view(-1)
-        lam = torch.where((times >= kappa) & (mix.lam < tau), 0.0, mix.lam)
-        return torch.where((times <= 1 / kappa) & (1 - mix.lam < tau), 1.0, lam)
 
-    return rule
+def _remixed(counts: Tensor, kappa: float, tau: float, mix: Mix, y: Tensor, y1: Tensor) -> Tensor:
+    if mix.then or y.is_floating_point() or y.shape[1:] not in ((), (1,)):
+        got = f"{y.dtype} of shape {tuple(y.shape)}"
+        raise ValueError(f"Expected class indices (B,) and mixes of two samples for remix, got {got}")
+    known, n = (y >= 0) & (y1 >= 0), send(counts, y.device)  # a label that the loss ignores has no number
+    times = torch.where(known, n[y.clamp(min=0).long()] / n[y1.clamp(min=0).long()], 1.0).view(-1)
+    lam = torch.where((times >= kappa) & (mix.lam < tau), 0.0, mix.lam)
+    return torch.where((times <= 1 / kappa) & (1 - mix.lam < tau), 1.0, lam)
 
 
 def is_changed(now: Tensor, y: Tensor, rule: Any) -> bool:

@@ -135,6 +135,21 @@ def test_masks_of_a_coarser_size_follow():
     assert [len(i[0]) for part in coarse.parts for i in (*part.source_index, *part.own_index)] == [6] * 8
 
 
+@pytest.mark.parametrize("make", [RICAP, Mosaic])
+@pytest.mark.parametrize("size", [(6, 6), (4, 3), (2, 2)])
+def test_a_coarser_position_has_the_sample_that_it_shows_most_of(make, size):
+    mix, number = make(1.0, seed=0).draw(torch.zeros(64, 1, 12, 12)), torch.arange(64)
+    fine = mix.masked(number.view(-1, 1, 1).expand(64, 12, 12).contiguous())
+    coarse = mix.masked(number.view(-1, 1, 1).expand(64, *size).contiguous())
+    rows, columns = (12 // n for n in size)
+    samples = zip(number, *(part.partner for part in mix.parts), strict=True)
+    distinct = [k for k, four in enumerate(samples) if len({int(n) for n in four}) == 4]
+    for cells, shown in zip(fine[distinct], coarse[distinct], strict=True):
+        for i, j in itertools.product(*map(range, size)):
+            there = cells[i * rows : (i + 1) * rows, j * columns : (j + 1) * columns]
+            assert (there == shown[i, j]).sum() == there.flatten().bincount().max()
+
+
 # Losses and metrics
 
 

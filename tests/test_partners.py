@@ -1,8 +1,10 @@
 """Partners that are not in the batch, labels whose coefficients are not the input's, and the union of labels."""
 
 import itertools
+import pickle
 import warnings
 
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -263,6 +265,23 @@ def test_remix_is_the_papers_rule(tau):
     assert bool(changed) == (tau > 0)
 
 
+@pytest.mark.parametrize("counts", [list, torch.tensor, pd.Series, lambda n: pd.Series(n).to_numpy()])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64])
+@pytest.mark.parametrize("column", [(), (1,)])
+def test_remix_knows_labels_of_any_integer_dtype_and_ignores_negative_ones(counts, dtype, column):
+    numbers, partner = [100, 100, 100, 1], torch.tensor([1, 2, 3, 0])
+    rule = pickle.loads(pickle.dumps(remix(counts(numbers), 3, 0.5)))
+    for y in ([1, 3, 2, 1], [0, 1, 2, 3], [-100, 3, -1, 1]):
+        y = torch.tensor(y if dtype.is_signed else [max(label, 0) for label in y])
+        lam = torch.tensor([0.6, 0.6, 0.3, 0.6])
+        expected = [
+            slow_remix(*sample, numbers, 3, 0.5) if min(sample[1:]) >= 0 else sample[0]
+            for sample in zip(lam.tolist(), y.tolist(), y[partner].tolist(), strict=True)
+        ]
+        given = y.to(dtype).view(-1, *column)
+        close(rule(Mix(partner, lam), given, given[partner]), torch.tensor(expected))
+
+
 def test_averaged_labels_have_the_coefficient_of_the_targets():
     x, y = images(n=6), torch.rand(6, C)
     for method in (
@@ -344,6 +363,13 @@ def test_a_sample_that_is_not_mixed_has_its_own_labels():
     mix = Mix(torch.tensor([1, 0]), torch.tensor([1.0, 0.6]))
     mixed = mix_batch(MixUp(targets="union"), torch.rand(2, 3), y, nn.BCEWithLogitsLoss(), mix=mix)
     assert mixed.yb[0].tolist() == [[1, 0], [1, 1]]
+
+
+def test_a_union_is_the_largest_value_if_it_is_negative_too():
+    y = torch.tensor([[-1.0, -1.0, 0.0], [-1.0, 1.0, -1.0]])
+    mix = Mix(torch.tensor([1, 0]), torch.tensor([0.6, 1.0]))
+    mixed = mix_batch(MixUp(targets="union"), torch.rand(2, 3), y, nn.MSELoss(), mix=mix)
+    assert mixed.yb[0].tolist() == [[-1, 1, 0], [-1, 1, -1]]
 
 
 def test_class_indices_have_no_union():
