@@ -40,7 +40,8 @@ class MixedBatch:
         mix: The draw that all of this follows; None if the batch is left as it is.
         original: Targets before mixing.
         loss_func: The loss to combine.
-        source: Inputs and targets that partners are taken from, a tuple; None: those of the batch.
+        source: Inputs and targets that partners are taken from, a tuple, without targets if all are kept; None: those
+            of the batch.
     """
 
     xb: tuple
@@ -124,8 +125,14 @@ def lam_of_targets(method: Any, mix: Mix, yb: tuple, yb1: tuple, rules: tuple) -
     if not isinstance(lam, Tensor) or lam.shape != mix.lam.shape:
         shape = getattr(lam, "shape", lam)
         raise ValueError(f"Expected coefficients {tuple(mix.lam.shape)} from lam_targets, got {shape}")
-    if lam.is_cpu and not torch.compiler.is_compiling() and not ((lam >= 0) & (lam <= 1)).all():
-        raise ValueError(f"Expected coefficients from 0 to 1 from lam_targets, got {lam.min():.3g} to {lam.max():.3g}")
+    if not lam.is_floating_point():
+        raise ValueError(f"Expected coefficients of floats from lam_targets, got {lam.dtype}")
+    if lam.is_cpu and not torch.compiler.is_compiling():
+        if not ((lam >= 0) & (lam <= 1)).all():
+            got = f"{lam.min():.3g} to {lam.max():.3g}"
+            raise ValueError(f"Expected coefficients from 0 to 1 from lam_targets, got {got}")
+        if lam.ndim > 1 and not torch.allclose(total := lam.sum(1), torch.ones_like(total), atol=1e-3):
+            raise ValueError(f"Expected coefficients with sum 1 from lam_targets, got a sum of {total.max():.3g}")
     return lam
 
 
@@ -174,16 +181,18 @@ def mix_batch(
                 raise TypeError(
                     f"Expected each target to be a tensor, got {kinds}. Pass the tensors of a nest one by one"
                 )
-            cut = tensors([x for x, rule in zip(xb, in_rules, strict=True) if rule != "keep"])
-            x = next((t for t in cut if method.spatial_size(t)), x)
+            cut = [t for x, rule in zip(xb, in_rules, strict=True) if rule != "keep" for t in tensors(x) if t.ndim]
+            x = next((t for t in cut if method.spatial_size(t)), (*cut, x)[0])
             if mix is None:
-                source = method._next_partners(xb, yb)
+                source = method._source and method._source.next(xb, yb, in_rules, each("targets", method.targets, yb))
             elif method.partners is not None:
                 raise ValueError("mix must be None for partners from elsewhere, which are others in each batch")
             if mix is None and (len(x) > 1 or source):
-                places: list = []
-                map_with(lambda t, s: places.append(s) if t is x else None, xb, source and source[0])
-                method._drawn_for, method._took = (yb, loss_func, places[0]), False
+                places: list = []  # that of x in the source
+                for mine, theirs, rule in zip(xb, source[0] if source else (), in_rules, strict=False):
+                    if rule != "keep":
+                        map_with(lambda t, s: places.append(s) if t is x else None, mine, theirs)
+                method._drawn_for, method._took = (yb, loss_func, places[0] if places else None), False
                 try:
                     mix = method.draw(x)
                 finally:
@@ -199,7 +208,8 @@ def mix_batch(
         if not separable and method._needs_average:
             raise ValueError(
                 f"Expected a loss that is known to be an average (see mixaug.loss.is_average), got {loss_func}. "
-                "Any other needs one lam for the batch: use clean=False, and OneOf with per_sample=False"
+                "Any other needs one lam for the batch: use clean=False, lam_targets=None, and OneOf with "
+                "per_sample=False"
             )
         whole = len(mix.partner) == 2 * len(x)  # a draw that is used again, with the unmixed batch in front
         # One lam, the first sample's, combines the values of any loss exactly
@@ -209,8 +219,11 @@ def mix_batch(
             mix, one_lam = mix if whole else mix.after_clean(), False
             xb, yb = map_tensors(lambda t: like(t, torch.cat([t, t])) if t.ndim else t, (xb, yb))
         xs, ys = source or ((), ())
-        # Partners that have no targets need none
-        yb1 = yb if source and not ys else tuple(map(mix.partners, yb, ys or repeat(None)))
+        pairs = zip(yb, ys or repeat(None), rules, strict=False)
+        # Partners from elsewhere need no targets where these are kept
+        yb1 = tuple(
+            mix.unmixed().partners(y) if source and rule == "keep" else mix.partners(y, s) for y, s, rule in pairs
+        )
         lam = lam_of_targets(method, mix, yb, yb1, rules)
         one_lam = one_lam and method.lam_targets is None
         if method.stack_x:
@@ -219,6 +232,4 @@ def mix_batch(
         elif method._mixes_input:
             xb = mixed_inputs(xb, in_rules, mix, xs)
         mixed_yb = mixed_targets(yb, rules, mix, lam, loss_func, ys)
-        return MixedBatch(
-            xb, mixed_yb, yb1, lam, rules, one_lam, method, mix, yb, loss_func, source and (*xs, *(ys or yb))
-        )
+        return MixedBatch(xb, mixed_yb, yb1, lam, rules, one_lam, method, mix, yb, loss_func, source and (*xs, *ys))

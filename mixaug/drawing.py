@@ -91,11 +91,6 @@ class Drawing(OnOneLearner):
         if found := [name for name, given in wanted.items() if given]:
             raise ValueError(f"partners from elsewhere cannot go with {', '.join(found)}: these need them in the batch")
 
-    def _next_partners(self, xb: tuple, yb: tuple) -> tuple[tuple, tuple] | None:
-        """Return inputs and targets that the partners of a batch are taken from; None: from the batch."""
-        rules = self.targets if isinstance(self.targets, tuple) else (self.targets,)
-        return self._source and self._source.next(xb, yb, set(rules) != {"keep"})
-
     def draw_lam(self, x: Tensor, device: torch.device | str | None = None) -> Tensor:
         """Draw the mixing coefficient of each sample of `x`, ``(B,)``, on its device or the one that is given."""
         return sample_lam(self._alpha_now(), len(x), self.fold, device or x.device, rng=self.rng)

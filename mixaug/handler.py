@@ -151,7 +151,7 @@ class MixHandler(Drawing):
         self._restore_learner()
         self._check_alpha()
         if self._source:  # of a fit that was interrupted
-            self._source.restart()
+            self._source.restart(self.learn.dls.train)
         if not self._has_time():
             n = self.learn.n_epoch
             self._warn_once(f"{self} mixes nothing in this fit of {n} epoch{'s' * (n > 1)}: see start and stop")

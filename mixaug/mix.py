@@ -87,10 +87,12 @@ def blend(
 
 def take(x: Tensor, partner: Tensor, source_index: Sequence[Tensor] = (), in_place: bool = False) -> Tensor:
     """Return what each sample is mixed with, as a new tensor; of samples ``(M, ..., *size)``."""
-    if x.is_contiguous() or not in_place:
-        other = x.index_select(0, partner) if x.is_contiguous() else x[partner]
+    if x.is_contiguous():
+        other = x.index_select(0, partner)
+    elif not in_place or len(partner) > len(x):
+        other = x[partner]
     else:
-        other = torch.index_select(x, 0, partner, out=torch.empty_like(x))  # in the memory format of x
+        other = torch.index_select(x, 0, partner, out=torch.empty_like(x[: len(partner)]))  # in the memory format of x
     for axis, index in enumerate(source_index, x.ndim - len(source_index)):
         other = other.take_along_dim(index.view(len(index), *[1] * (axis - 1), -1, *[1] * (x.ndim - 1 - axis)), axis)
     return other

@@ -124,8 +124,8 @@ def shown(value: Any) -> str:
     if f := getattr(value, "f", None):  # fastai's SchedCos(0, 1), whose function is called sched_cos
         name = "".join(part.capitalize() for part in f.__name__.split("_"))
         return f"{name}({value.start}, {value.end})"
-    text = getattr(value, "__name__", None) or repr(value)
-    return text if len(text) <= 100 else f"<{type(value).__name__}>"  # a list of batches
+    text = getattr(getattr(value, "func", value), "__name__", None) or repr(value)  # of a partial its function's
+    return text if len(text) <= 100 and "tensor(" not in text else f"<{type(value).__name__}>"  # a list of batches
 
 
 def call_of(method: Any, first: str, values: dict[str, Any]) -> str:

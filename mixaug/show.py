@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 from copy import copy
 from dataclasses import replace
+from itertools import chain, repeat
 from typing import Any
 
 import pandas as pd
@@ -89,9 +90,11 @@ def show_batch(self: MixHandler, dls: Any, max_n: int = 9, *, loss_func: Any = N
     original, mixed, record = _mixed(self, batch[:n], batch[n:], loss_func)
     weights = weights_of(record.lam).T
     at = spread(weights, max_n)
+    method: Any = record.method
+    rules = *each("inputs", method.inputs, batch[:n]), *record.rules
     (x, y, shown), *samples = (
         dl.show_batch(map_tensors(lambda t: t[at] if t.ndim else t, nest), max_n=max_n, show=False)
-        for nest in (mixed, original, *_partners(record, original))
+        for nest in (mixed, original, *_partners(record, original, rules))
     )
     if shown is None:  # a table
         return _table([table.decode().items[:max_n] for table, *_ in samples], weights[at])
@@ -99,8 +102,6 @@ def show_batch(self: MixHandler, dls: Any, max_n: int = 9, *, loss_func: Any = N
     if any(not hasattr(part, "show") for part in shown[0][:n]):
         layout = {name: kwargs.pop(name, None) for name in ("nrows", "ncols", "figsize")}
         kwargs.setdefault("ctxs", _axes(len(shown), **layout))
-    method: Any = record.method
-    rules = *each("inputs", method.inputs, batch[:n]), *record.rules
     items = [
         tuple(_part(row, i >= n, *part) for i, part in enumerate(zip(rules, *item, strict=True)))
         for row, *item in zip(rows, shown, *(sample[2] for sample in samples), strict=True)
@@ -132,20 +133,33 @@ def _mixed(cb: MixHandler, xb: tuple, yb: tuple, loss_func: Any) -> tuple[tuple,
     while isinstance(cb, OneOf) and not cb.each:
         cb = cb.methods[cb.rng.choice(len(cb.p), p=[p / sum(cb.p) for p in cb.p])]
     record = mix_batch(cb, xb, yb, loss_func)
+    if cb._source:
+        cb._source.restart()
     if cb._mixes_input and not cb.stack_x:
         inputs = record.xb
     else:
         inputs = tuple(xb)
-        for partners in _partners(record, tuple(xb)):
+        for partners in _partners(record, tuple(xb), [None] * len(xb)):
             inputs = map_with(_beside, inputs, partners)
     return (*xb, *record.original), (*inputs, *record.for_metrics(record.yb)), record
 
 
-def _partners(record: MixedBatch, batch: tuple) -> list[tuple]:
-    """Return inputs, and targets, with each sample's partner in its place, for each partner of a mix."""
-    parts: Any = record.mix and [replace(part, then=None) for part in record.mix.parts]
-    source = record.source and record.source[: len(batch)]
-    return [map_with(lambda t, s, part=part: part.partners(t, s) if t.ndim else t, batch, source) for part in parts]
+def _partners(record: MixedBatch, batch: tuple, rules: Iterable[Any]) -> list[tuple]:
+    """Return inputs, and targets, with each sample's partner in its place, for each partner of a mix.
+
+    Of partners from elsewhere, what is kept may be of another form, or missing: it stays as it is.
+    """
+    source, rules = record.source, list(rules)
+
+    def of(part: Any) -> tuple:
+        given = zip(batch, chain(source or (), repeat(None)), rules, strict=False)
+        return tuple(
+            nest if source and rule == "keep" else map_with(lambda t, s: part.partners(t, s) if t.ndim else t, nest, s)
+            for nest, s, rule in given
+        )
+
+    parts: Any = record.mix and record.mix.parts
+    return [of(replace(part, then=None)) for part in parts]
 
 
 def _without_learner(cb: MixHandler) -> Any:

@@ -90,7 +90,7 @@ def remix(counts: Sequence[int] | Tensor, kappa: float = 3.0, tau: float = 0.5) 
     the rarer class in the input is more than 1 - `tau`; else it is mixed as the input is.
 
     Args:
-        counts: Number of training samples of each class, > 0. Negative labels belong to none, and mix as the input does.
+        counts: Number of training samples of each class, > 0. Negative labels, of no class, mix as the input does.
         kappa: How many times as frequent, >= 1.
         tau: In [0, 1]; 0: never.
 
@@ -106,10 +106,10 @@ def remix(counts: Sequence[int] | Tensor, kappa: float = 3.0, tau: float = 0.5) 
         raise ValueError(f"counts must be a number > 0 of samples for each class, got {counts!r}")
     number("kappa", kappa, lambda k: k >= 1, "a number >= 1")
     number("tau", tau, lambda t: 0 <= t <= 1, "a number from 0 to 1")
-    return partial(_remixed, numbers, kappa, tau)
+    return partial(_remix, numbers, kappa, tau)
 
 
-def _remixed(counts: Tensor, kappa: float, tau: float, mix: Mix, y: Tensor, y1: Tensor) -> Tensor:
+def _remix(counts: Tensor, kappa: float, tau: float, mix: Mix, y: Tensor, y1: Tensor) -> Tensor:
     if mix.then or y.is_floating_point() or y.shape[1:] not in ((), (1,)):
         got = f"{y.dtype} of shape {tuple(y.shape)}"
         raise ValueError(f"Expected class indices (B,) and mixes of two samples for remix, got {got}")

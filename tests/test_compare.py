@@ -22,7 +22,7 @@ from fastai.tabular.model import TabularModel
 from fastai.torch_core import params, set_seed
 from fastprogress import fastprogress
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
 
 from mixaug import CutMix, ManifoldMixup, MixUp, OneOf, OutputMixup, remix, target_similarity
 from mixaug.compare import Comparison, compare, ece
@@ -676,9 +676,18 @@ def test_methods_are_told_by_what_is_not_their_default_and_by_what_their_rules_d
     methods += [MixUp(pair=partial(target_similarity, bandwidth=b)) for b in (1, 2)]
     methods += [MixUp(combine_scheds([0.5, 0.5], [SchedLin(0.1, to), SchedLin(to, 1)])) for to in (1, 5)]
     data = [TensorDataset(fill * torch.ones(2000), torch.zeros(2000)) for fill in (1, 2)]
-    methods += [MixUp(partners=DataLoader(part, 8)) for part in data]
     methods += [MixUp(partners=[part.tensors]) for part in data]
     assert len({repr(told(method)) for method in methods}) == len(methods)
+    assert [told(method) for method in methods] == [told(method) for method in methods]
+
+
+def test_runs_of_a_loader_of_partners_are_never_used_again_as_nobody_can_tell_what_it_draws():
+    data = TensorDataset(torch.rand(12, 3), torch.arange(12) % 2)
+    samplers = [WeightedRandomSampler(weights, 12) for weights in ([1.0] * 12, [1.0, 1000.0] * 6)]
+    loaders = [DataLoader(data, 4), *(DataLoader(data, 4, sampler=sampler) for sampler in samplers)]
+    seen = {repr(told(MixUp(partners=loader))) for loader in [*loaders, *loaders]}
+    assert len(seen) == 6
+    assert told(MixUp(partners="last")) == told(MixUp(partners="last")) != told(MixUp())
 
 
 class Rule:

@@ -1,5 +1,6 @@
 """Partners that are not in the batch, labels whose coefficients are not the input's, and the union of labels."""
 
+import copy
 import itertools
 import pickle
 import warnings
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from common import BS, C, N, classes, cnn, images, learner, trained
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
+from fastai.learner import Learner
 from fastai.losses import BCEWithLogitsLossFlat
 from fastai.torch_core import TensorImage, set_seed
 from reference import close, slow_average, slow_loss, slow_mix
@@ -238,6 +240,83 @@ def test_a_mix_of_partners_from_elsewhere_is_not_used_again():
         mix_batch(method, x, y, F.cross_entropy, mix=mixed.mix)
 
 
+def test_what_is_kept_may_be_of_another_form_in_the_partners():
+    x, tokens, y, note = torch.rand(4, 3), torch.rand(4, 7), classes(n=4), torch.rand(4, 2)
+    given = torch.rand(9, 3), torch.rand(9, 5), classes(n=9), {"ignored": ["a"]}
+    method = MixUp(8.0, partners=[given], inputs=(None, "keep"), targets=(None, "keep"))
+    mixed = mix_batch(method, (x, tokens), (y, note), lambda pred, y, note: F.cross_entropy(pred, y))
+    close(mixed.xb[0], slow_mix(x, mixed.mix, given[0]))
+    assert torch.equal(mixed.xb[1], tokens)
+    assert torch.equal(mixed.yb1[0], given[2][mixed.mix.partner])
+    assert torch.equal(mixed.yb1[1], note)
+    last = MixUp(8.0, partners="last", inputs=("keep", None))
+    mix_batch(last, (tokens, x), y, F.cross_entropy)
+    mixed = mix_batch(last, (tokens[:, :2], x + 10), y, F.cross_entropy)
+    close(mixed.xb[1], slow_mix(x + 10, mixed.mix, x))
+
+
+@pytest.mark.parametrize("k", [2, 3])
+@pytest.mark.parametrize("labels", [(), (classes(2, n=20),)])
+def test_labels_of_noise_are_not_read(k, labels):
+    x, y, noise = images(n=4), classes(n=4), images(n=20)
+    mixed = mix_batch(MixUp(8.0, k=k, partners=[(noise, *labels)], targets="keep"), x, y, F.cross_entropy)
+    close(mixed.xb[0], slow_mix(x, mixed.mix, noise))
+    assert torch.equal(mixed.yb1[0], y if k == 2 else torch.stack([y] * 2))
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation")  # of fastai's images
+def test_noise_is_shown_with_the_labels_of_the_originals():
+    items = [(TensorImage(x), y) for x, y in zip(torch.rand(N, 3, 8, 8), classes(), strict=True)]
+    dls = DataLoaders.from_dsets(items, items, bs=BS, num_workers=0)
+    axes = MixUp(8.0, partners=[torch.rand(50, 3, 8, 8)], targets="keep").show_batch(dls, max_n=4)
+    assert all(ax.get_title() for ax in axes)
+
+
+class Items(list):
+    def __iter__(self):  # a generator, as of fastai's Datasets, which cannot be copied
+        yield from super().__iter__()
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation")  # of fastai's images
+def test_a_loader_can_be_copied_after_a_fit_and_after_a_picture():
+    items = Items((TensorImage(x), y) for x, y in zip(torch.rand(N, 3, 8, 8), classes(), strict=True))
+    dls = DataLoaders.from_dsets(items, items, bs=BS, num_workers=0)
+    method = MixUp(8.0, partners=dls.train)
+    for use in (
+        lambda: method.show_batch(dls),
+        lambda: Learner(dls, cnn(channels=3), F.cross_entropy, cbs=method).fit(1),
+    ):
+        use()
+        copy.deepcopy(method)
+        pickle.dumps(dls.train)
+
+
+def test_a_loader_with_one_iterator_is_not_both_trained_on_and_taken_from():
+    data = torch.utils.data.TensorDataset(torch.rand(N, 2, 5, 6), torch.arange(N) % C)
+    kept, other = (
+        torch.utils.data.DataLoader(data, batch_size=5, num_workers=1, persistent_workers=True) for _ in range(2)
+    )
+    learn = Learner(DataLoaders(kept, kept), cnn(), F.cross_entropy, cbs=MixUp(partners=kept))
+    with pytest.raises(ValueError, match=r"partners must be another loader.*persistent_workers"):
+        learn.fit(1)
+    Learner(DataLoaders(other, other), cnn(), F.cross_entropy, cbs=MixUp(partners=kept)).fit(1)
+
+
+def test_an_empty_batch_of_partners_is_an_error():
+    with pytest.raises(ValueError, match="Expected batches of partners like those to mix"):
+        mix_batch(MixUp(partners=batches(0)), images(n=4), classes(n=4), F.cross_entropy)
+
+
+@pytest.mark.parametrize("n", [3, 8, 20])
+def test_the_memory_format_is_that_of_the_batch(n):
+    x, source = (images(n=m).to(memory_format=torch.channels_last) for m in (8, n))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mixed = mix_batch(MixUp(8.0, partners=[(source, classes(n=n))]), x, classes(n=8), F.cross_entropy)
+    close(mixed.xb[0], slow_mix(x, mixed.mix, source))
+    assert mixed.xb[0].is_contiguous(memory_format=torch.channels_last)
+
+
 # Coefficients of the labels
 
 
@@ -326,12 +405,21 @@ def test_one_lam_for_the_batch_may_have_other_coefficients_of_labels():
         (lambda mix, y, y1: mix.lam[:2], None, r"Expected coefficients \(8,\) from lam_targets"),
         (lambda mix, y, y1: 0.5, None, r"Expected coefficients \(8,\) from lam_targets"),
         (lambda mix, y, y1: mix.lam + 1, None, "Expected coefficients from 0 to 1"),
+        (lambda mix, y, y1: mix.lam > 0.6, None, "Expected coefficients of floats"),
         (lambda mix, y, y1: mix.lam, lambda pred, y: F.cross_entropy(pred, y) ** 2, "Expected a loss that is known"),
     ],
 )
 def test_bad_coefficients_are_an_error(rule, loss, match):
     with pytest.raises(ValueError, match=match):
         learner(MixUp(lam_targets=rule), loss=loss).fit(1)
+
+
+def test_coefficients_of_more_than_two_have_sum_1():
+    x, y = images(n=6), classes(n=6)
+    with pytest.raises(ValueError, match=r"Expected coefficients with sum 1.*got a sum of 1\.\d"):
+        mix_batch(MixUp(8.0, k=3, lam_targets=lambda mix, y, y1: mix.lam.sqrt()), x, y, F.cross_entropy)
+    mixed = mix_batch(RICAP(lam_targets=lambda mix, y, y1: (3 * mix.lam).softmax(1)), x, y, F.cross_entropy)
+    close(mixed.lam, (3 * mixed.mix.lam).softmax(1))
 
 
 def test_remix_needs_class_indices_and_two_samples():
@@ -451,6 +539,7 @@ def test_a_moved_original_is_not_chosen_for_some_samples():
 
 def test_the_repr_has_no_data():
     assert repr(MixUp(partners=batches(8))) == "MixUp(0.4, partners=<list>)"
+    assert repr(MixUp(partners=[torch.zeros(2)])) == "MixUp(0.4, partners=<list>)"
     assert repr(MixUp(partners="last")) == "MixUp(0.4, partners='last')"
 
 

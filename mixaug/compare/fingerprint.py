@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import pandas as pd
@@ -19,6 +20,7 @@ import torch
 from fastai.learner import Learner
 from torch import Tensor
 
+from ..handler import MixHandler
 from ..nests import tensors
 
 _SIMPLE = (bool, int, float, complex, str, bytes, type(None))
@@ -80,18 +82,20 @@ def told(value: Any, seen: tuple = ()) -> Any:
 def _state(value: Any, seen: tuple) -> dict[str, Any]:
     """Return what can be told of the attributes of an object that are not defaults, so that a new option is not told.
 
-    Of a loader, that is its data; of a mixing callback, also the loader of its partners.
+    A loader of a mixing callback's partners is another one each time: what it draws cannot be told. A list can.
     """
     try:
         defaults = {name: p.default for name, p in inspect.signature(type(value)).parameters.items()}
     except (TypeError, ValueError):  # built in
         defaults = {}
     state = {name: v for name, v in getattr(value, "__dict__", {}).items() if not name.startswith("_")}
-    partners = getattr(value, "partners", None)
+    if isinstance(value, MixHandler):
+        partners = value.partners
+        state["partners"] = partners if isinstance(partners, _TOLD) else uuid4().hex
     return {
         name: told(v, seen)
-        for name, v in {**state, "partners": partners}.items()
-        if not _is(v, defaults.get(name)) and (isinstance(v, _TOLD) or callable(v) or name in ("dataset", "partners"))
+        for name, v in state.items()
+        if not _is(v, defaults.get(name)) and (isinstance(v, _TOLD) or callable(v))
     }
 
 
