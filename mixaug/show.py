@@ -83,6 +83,9 @@ def show_batch(self: MixHandler, dls: Any, max_n: int = 9, *, loss_func: Any = N
 
     Returns:
         The axes, or a frame of rows for tables.
+
+    Raises:
+        ValueError: If the batch has one sample.
     """
     dl, loss_func = dls.train, loss_func or getattr(dls, "loss_func", CrossEntropyLossFlat())
     batch = dl.one_batch()
@@ -135,6 +138,8 @@ def _mixed(cb: MixHandler, xb: tuple, yb: tuple, loss_func: Any) -> tuple[tuple,
     record = mix_batch(cb, xb, yb, loss_func)
     if cb._source:
         cb._source.restart()
+    if record.mix is None:
+        raise ValueError("Expected a training batch of two samples or more, got one, which has no partner")
     if cb._mixes_input and not cb.stack_x:
         inputs = record.xb
     else:
@@ -158,8 +163,8 @@ def _partners(record: MixedBatch, batch: tuple, rules: Iterable[Any]) -> list[tu
             for nest, s, rule in given
         )
 
-    parts: Any = record.mix and record.mix.parts
-    return [of(replace(part, then=None)) for part in parts]
+    mix: Any = record.mix
+    return [of(replace(part, then=None)) for part in mix.parts]
 
 
 def _without_learner(cb: MixHandler) -> Any:
