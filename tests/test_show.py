@@ -8,7 +8,7 @@ import matplotlib as mpl
 import pandas as pd
 import pytest
 import torch
-from common import EVERY, classes, cnn, images, learner, loaders, no_hooks
+from common import EVERY, classes, cnn, images, learner, no_hooks
 from fastai.callback import mixup as fm
 from fastai.tabular import all as ft
 from fastai.text import all as fx
@@ -196,7 +196,8 @@ def test_rows_of_a_table_are_above_their_partners():
 
 
 def test_one_sample_has_no_partner_to_show():
-    dls = loaders(torch.rand(2, 3, 8, 8), torch.tensor([0, 1]), bs=1)
+    items = [(fv.TensorImage(torch.rand(3, 8, 8)), n) for n in range(2)]
+    dls = fv.DataLoaders.from_dsets(items, items, bs=1, num_workers=0)
     with pytest.raises(ValueError, match="batch of two samples or more, got one"):
         MixUp().show_batch(dls)
 
