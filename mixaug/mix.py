@@ -134,10 +134,9 @@ class Mix:
         >>> mix.blend(torch.tensor([0.0, 1.0, 10.0]))
         tensor([2.3000, 3.5000, 5.2000])
         """
-        total, mix = weights.cumsum(1), None
-        for k, partner in reversed(list(enumerate(partners, 1))):  # what was mixed before, of all up to this one
-            mix = Mix(partner, torch.where(total[:, k] > 0, total[:, k - 1] / total[:, k], 1.0), then=mix)
-        assert mix is not None
+        mix: Any = None
+        for partner, mask in zip(reversed(partners), reversed(_of_weights(weights.T)), strict=True):
+            mix = Mix(partner, mask, then=mix)
         return mix
 
     @cached_property
@@ -192,9 +191,12 @@ class Mix:
         for axis, length in enumerate(size, 2):
             rows = weights.movedim(axis, -1)
             weights = F.adaptive_avg_pool1d(rows.flatten(0, -2), length).unflatten(0, rows.shape[:-1]).movedim(-1, axis)
-        total = weights.cumsum(0)
-        number = torch.arange(len(weights), device=weights.device).view(-1, *[1] * (weights.ndim - 1))
-        most = (weights - 1e-5 * number).argmax(0)  # of two that show as much, whatever the rounding, the first
+        if self.mask.dtype == torch.bool:
+            number = torch.arange(len(weights), device=weights.device).view(-1, *[1] * (weights.ndim - 1))
+            most = (weights - 1e-5 * number).argmax(0)  # of two that show as much, whatever the rounding, the first
+            masks = [most != k for k in range(1, len(weights))]
+        else:
+            masks = _of_weights(weights)
 
         def index(given: Sequence[Tensor]) -> tuple[Tensor, ...]:
             resized = []
@@ -205,10 +207,7 @@ class Mix:
             return tuple(resized)
 
         resized: Any = None
-        for k, part in reversed(list(enumerate(self.parts, 1))):
-            kept = (
-                most != k if part.mask.dtype == torch.bool else torch.where(total[k] > 0, total[k - 1] / total[k], 1.0)
-            )
+        for part, kept in zip(reversed(self.parts), reversed(masks), strict=True):
             resized = Mix(part.partner, kept, index(part.source_index), index(part.own_index), resized)
         return resized
 
@@ -283,6 +282,12 @@ class Mix:
 def weights_of(lam: Tensor) -> Tensor:
     """Return the weights ``(k, B)`` of a mix's samples, the original's first: of its `lam`, ``(B,)`` or ``(B, k)``."""
     return torch.stack([lam, 1 - lam]) if lam.ndim < 2 else lam.T
+
+
+def _of_weights(weights: Tensor) -> list[Tensor]:
+    """Return the masks of a mix, one after the other, by the weights ``(k, B, *size)`` of its samples."""
+    total = weights.cumsum(0)  # what was mixed before has the weight of all up to this one
+    return [torch.where(total[k] > 0, total[k - 1] / total[k], 1.0) for k in range(1, len(total))]
 
 
 def _mean(mask: Tensor) -> Tensor:
