@@ -101,7 +101,7 @@ def test_every_gain_that_is_told_comes_from_stored_runs_or_the_output_of_a_noteb
         assert f"{fashion.difference('accuracy %', label):.1f}" == told
     outputs = "\n".join(text for book in NOTEBOOKS.values() for cell in book.cells for kind, text in CHECK.outputs(cell)
                         if kind == "text")  # fmt: skip
-    for page in ("README.md", "nbs/guides/choose.md"):
+    for page in ("README.md", "nbs/guides/choose.md", "nbs/guides/partners.md"):
         for number in re.findall(r"\d+\.\d ± \d+\.\d", (ROOT / page).read_text()):
             assert number in outputs
 
