@@ -181,7 +181,8 @@ def mix_batch(
                 raise TypeError(
                     f"Expected each target to be a tensor, got {kinds}. Pass the tensors of a nest one by one"
                 )
-            cut = [t for x, rule in zip(xb, in_rules, strict=True) if rule != "keep" for t in tensors(x) if t.ndim]
+            at = [i for i, rule in enumerate(in_rules) if rule != "keep"]
+            cut = [t for i in at for t in tensors(xb[i]) if t.ndim]
             x = next((t for t in cut if method.spatial_size(t)), (*cut, x)[0])
             if mix is None:
                 source = method._source and method._source.next(xb, yb, in_rules, each("targets", method.targets, yb))
@@ -189,9 +190,9 @@ def mix_batch(
                 raise ValueError("mix must be None for partners from elsewhere, which are others in each batch")
             if mix is None and (len(x) > 1 or source):
                 places: list = []  # that of x in the source
-                for mine, theirs, rule in zip(xb, source[0] if source else (), in_rules, strict=False):
-                    if rule != "keep":
-                        map_with(lambda t, s: places.append(s) if t is x else None, mine, theirs)
+                if source:
+                    for i in at:
+                        map_with(lambda t, s: places.append(s) if t is x else None, xb[i], source[0][i])
                 method._drawn_for, method._took = (yb, loss_func, places[0] if places else None), False
                 try:
                     mix = method.draw(x)

@@ -135,7 +135,7 @@ class Mix:
         tensor([2.3000, 3.5000, 5.2000])
         """
         mix: Any = None
-        for partner, mask in zip(reversed(partners), reversed(_of_weights(weights.T)), strict=True):
+        for partner, mask in zip(reversed(partners), reversed(_masks_of(weights.T)), strict=True):
             mix = Mix(partner, mask, then=mix)
         return mix
 
@@ -196,7 +196,7 @@ class Mix:
             most = (weights - 1e-5 * number).argmax(0)  # of two that show as much, whatever the rounding, the first
             masks = [most != k for k in range(1, len(weights))]
         else:
-            masks = _of_weights(weights)
+            masks = _masks_of(weights)
 
         def index(given: Sequence[Tensor]) -> tuple[Tensor, ...]:
             resized = []
@@ -284,7 +284,7 @@ def weights_of(lam: Tensor) -> Tensor:
     return torch.stack([lam, 1 - lam]) if lam.ndim < 2 else lam.T
 
 
-def _of_weights(weights: Tensor) -> list[Tensor]:
+def _masks_of(weights: Tensor) -> list[Tensor]:
     """Return the masks of a mix, one after the other, by the weights ``(k, B, *size)`` of its samples."""
     total = weights.cumsum(0)  # what was mixed before has the weight of all up to this one
     return [torch.where(total[k] > 0, total[k - 1] / total[k], 1.0) for k in range(1, len(total))]

@@ -3,6 +3,7 @@
 import inspect
 import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from numbers import Integral, Real
 from typing import Any, Literal, TypedDict, TypeVar
 
@@ -124,7 +125,10 @@ def shown(value: Any) -> str:
     if f := getattr(value, "f", None):  # fastai's SchedCos(0, 1), whose function is called sched_cos
         name = "".join(part.capitalize() for part in f.__name__.split("_"))
         return f"{name}({value.start}, {value.end})"
-    text = getattr(getattr(value, "func", value), "__name__", None) or repr(value)  # of a partial its function's
+    if isinstance(value, partial):
+        given = *map(shown, value.args), *(f"{name}={shown(v)}" for name, v in value.keywords.items())
+        return f"partial({', '.join((shown(value.func), *given))})"
+    text = getattr(value, "__name__", None) or repr(value)
     return text if len(text) <= 100 and "tensor(" not in text else f"<{type(value).__name__}>"  # a list of batches
 
 

@@ -136,7 +136,7 @@ def _mixed(cb: MixHandler, xb: tuple, yb: tuple, loss_func: Any) -> tuple[tuple,
     while isinstance(cb, OneOf) and not cb.each:
         cb = cb.methods[cb.rng.choice(len(cb.p), p=[p / sum(cb.p) for p in cb.p])]
     record = mix_batch(cb, xb, yb, loss_func)
-    if cb._source:
+    if cb._source:  # or its loader could not be copied any more
         cb._source.restart()
     if record.mix is None:
         raise ValueError("Expected a training batch of two samples or more, got one, which has no partner")
@@ -149,12 +149,12 @@ def _mixed(cb: MixHandler, xb: tuple, yb: tuple, loss_func: Any) -> tuple[tuple,
     return (*xb, *record.original), (*inputs, *record.for_metrics(record.yb)), record
 
 
-def _partners(record: MixedBatch, batch: tuple, rules: Iterable[Any]) -> list[tuple]:
+def _partners(record: MixedBatch, batch: tuple, rules: Sequence[Any]) -> list[tuple]:
     """Return inputs, and targets, with each sample's partner in its place, for each partner of a mix.
 
     Of partners from elsewhere, what is kept may be of another form, or missing: it stays as it is.
     """
-    source, rules = record.source, list(rules)
+    source = record.source
 
     def of(part: Any) -> tuple:
         given = zip(batch, chain(source or (), repeat(None)), rules, strict=False)

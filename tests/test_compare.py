@@ -687,6 +687,7 @@ def test_runs_of_a_loader_of_partners_are_never_used_again_as_nobody_can_tell_wh
     loaders = [DataLoader(data, 4), *(DataLoader(data, 4, sampler=sampler) for sampler in samplers)]
     seen = {repr(told(MixUp(partners=loader))) for loader in [*loaders, *loaders]}
     assert len(seen) == 6
+    assert told(loaders[0]) != told(DataLoader(TensorDataset(torch.rand(12, 3), data.tensors[1]), 4))  # elsewhere
     assert told(MixUp(partners="last")) == told(MixUp(partners="last")) != told(MixUp())
 
 
@@ -707,6 +708,7 @@ def test_objects_are_told_by_their_attributes():
 def test_methods_of_a_list_with_the_same_label_are_an_error():
     with pytest.raises(ValueError, match=r"methods must have different labels.*Give a dict"):
         makers([MixUp(lam_targets=remix([1, n])) for n in (2, 3)], "none")
+    assert len(makers([MixUp(pair=partial(target_similarity, bandwidth=b)) for b in (1, 2)], "none")) == 3
     (_, label) = makers([MixUp(partners=DataLoader(TensorDataset(torch.zeros(9, 3)), 3))], "none")
     assert "0x" not in label
     (_, label) = makers([MixUp(partners=[(torch.rand(500, 3), torch.rand(500))])], "none")

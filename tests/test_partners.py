@@ -540,6 +540,8 @@ def test_a_moved_original_is_not_chosen_for_some_samples():
 def test_the_repr_has_no_data():
     assert repr(MixUp(partners=batches(8))) == "MixUp(0.4, partners=<list>)"
     assert repr(MixUp(partners=[torch.zeros(2)])) == "MixUp(0.4, partners=<list>)"
+    rule = remix([100, 10], tau=0.2)
+    assert repr(MixUp(lam_targets=rule)) == "MixUp(0.4, lam_targets=partial(_remix, <Tensor>, 3.0, 0.2))"
     assert repr(MixUp(partners="last")) == "MixUp(0.4, partners='last')"
 
 

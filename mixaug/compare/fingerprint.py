@@ -82,7 +82,8 @@ def told(value: Any, seen: tuple = ()) -> Any:
 def _state(value: Any, seen: tuple) -> dict[str, Any]:
     """Return what can be told of the attributes of an object that are not defaults, so that a new option is not told.
 
-    A loader of a mixing callback's partners is another one each time: what it draws cannot be told. A list can.
+    Of a loader, that is its data too. As the partners of a mixing callback it is another one each time, since what it
+    draws cannot be told; a list of batches can.
     """
     try:
         defaults = {name: p.default for name, p in inspect.signature(type(value)).parameters.items()}
@@ -95,7 +96,7 @@ def _state(value: Any, seen: tuple) -> dict[str, Any]:
     return {
         name: told(v, seen)
         for name, v in state.items()
-        if not _is(v, defaults.get(name)) and (isinstance(v, _TOLD) or callable(v))
+        if not _is(v, defaults.get(name)) and (isinstance(v, _TOLD) or callable(v) or name == "dataset")
     }
 
 
